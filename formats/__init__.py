@@ -1,0 +1,1 @@
+"""File formats: pack, unpack, and the metadata each reader wants."""
