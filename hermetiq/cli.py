@@ -1,0 +1,265 @@
+"""The command line: stdout carries data, stderr carries talk, and errors stop here.
+
+Exit status: 0 good, 1 a check failed, 2 unusable input or usage. Everything heavy is imported inside the command that
+needs it, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hermetiq import __version__
+from hermetiq.errors import Finding, HermetiqError, Refusal
+from hermetiq.progress import Ticker
+
+if TYPE_CHECKING:
+    from hermetiq.manifest import Manifest
+    from hermetiq.pipeline import Plan
+    from hermetiq.verify import ArtifactReport
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Ship a chat model quantized, and prove that it is still the same chat model.",
+)
+out = Console(highlight=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
+Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
+Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
+
+STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; every error of ours ends here as one message and an exit status."""
+    try:
+        app(args=arguments, prog_name="hermetiq")
+    except HermetiqError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        talk.print("interrupted; nothing unfinished was left under its final name")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        fail(HermetiqError(error.strerror or str(error), where=str(error.filename or "")))
+
+
+def fail(error: HermetiqError) -> NoReturn:
+    """Say what, where and the remedy on stderr, and exit with the error's status."""
+    if isinstance(error, Refusal) and len(error.findings) > 1:
+        show_findings(talk, error.findings)
+        talk.print(f"[bold red]refused[/]: {len(error.findings)} findings", soft_wrap=True)
+    else:
+        place = f"{error.where}: " if error.where else ""
+        talk.print(f"[bold red]error[/]: {escape(place + error.what)}", soft_wrap=True)
+        if error.remedy:
+            talk.print(f"[bold]remedy[/]: {escape(error.remedy)}", soft_wrap=True)
+    sys.exit(error.exit_code)
+
+
+def escape(text: str) -> str:
+    """Tags such as `[INST]` are text to us, not rich markup; control characters never reach the terminal."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text))
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    for item in findings:
+        place = f"{item.file}: {item.field}" if item.field else item.file
+        console.print(
+            f"[{STYLES[item.severity]}]{item.severity}[/] [bold]{item.rule}[/] {escape(place)}", soft_wrap=True
+        )
+        console.print(f"    found {escape(item.found)}; expected {escape(item.expected)}", soft_wrap=True)
+        console.print(f"    why: {escape(item.why)}", soft_wrap=True)
+        console.print(f"    repair: {escape(item.repair)}", soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Ticker]:
+    """A bar on stderr where a person is looking; silent where nobody is."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+        console=talk, transient=True, disable=not talk.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+@app.callback(invoke_without_command=True)
+def entrance(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"hermetiq {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Folder, .gguf file or Hub id.")],
+    adapter: Adapter = None,
+    select: Annotated[list[str] | None, typer.Option(help="Only this rule.", metavar="RULE")] = None,
+    ignore: Ignore = None,
+    weights: Annotated[bool, typer.Option(help="Scan the tensors for NaN and untrained rows.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Lint a checkpoint or an artifact against the rules."""
+    from hermetiq.chat.inspect import inspect as run
+
+    with progress("reading"):
+        result = run(path, adapter=adapter, weights=weights, select=tuple(select or ()), ignore=tuple(ignore or ()))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_findings(out, result.findings)
+        if contract := result.contract:
+            stops = ", ".join(map(str, contract.stop_ids))
+            out.print(f"terminator {escape(contract.terminator)} = {contract.terminator_id}; stops on {stops}; "
+                      f"{contract.tokens} tokens, {contract.rows} rows")  # fmt: skip
+        counts = {kind: sum(item.severity == kind for item in result.findings) for kind in STYLES}
+        out.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    if any(item.severity == "error" for item in result.findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rule(
+    name: Annotated[str | None, typer.Argument(help="Rule to explain; all are listed without it.")] = None,
+) -> None:
+    """List the rules, or explain one."""
+    from hermetiq.rules import RULES, explain
+
+    if name is None:
+        table = Table("rule", "severity", "what", box=None)
+        for entry in RULES.values():
+            table.add_row(entry.name, f"[{STYLES[entry.severity]}]{entry.severity}[/]", escape(entry.what))
+        out.print(table)
+    else:
+        out.print(escape(explain(name)))
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="Folder, .gguf file or Hub id.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    to: Annotated[list[str], typer.Option(help="What to make, for instance gguf:Q4_K_M; repeatable.", metavar="SPEC")],
+    adapter: Adapter = None,
+    ignore: Ignore = None,
+    name: Annotated[str | None, typer.Option(help="Base name of the files.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the quantizer; all cores by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a checkpoint to every requested type in one read."""
+    from hermetiq import pipeline
+
+    specs = pipeline.parse_specs(to)
+    with progress("opening") as tick:
+        job = pipeline.prepare(path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name)
+        manifest = None if dry_run else pipeline.export(job, folder, overwrite=overwrite, threads=threads, tick=tick)
+    show_findings(talk, job.findings)
+    if as_json:
+        print_json(manifest.to_json() if manifest else job.plan.to_json())
+    elif manifest:
+        show_files(manifest, folder)
+    else:
+        show_plan(job.plan)
+
+
+def show_plan(plan: Plan) -> None:
+    table = Table("file", "size", "bits/weight", "nominal", "fell back", box=None)
+    for item in plan.files:
+        table.add_row(
+            item.name, size(item.bytes), f"{item.bpw:.2f}", f"{item.nominal_bpw:.2f}", f"{item.fallback_share:.0%}"
+        )
+    out.print(table)
+    out.print(f"disk {size(plan.disk)}, memory about {size(plan.memory)}")
+
+
+def show_files(manifest: Manifest, folder: Path) -> None:
+    table = Table("file", "size", "bits/weight", "sha256", box=None)
+    for item in manifest.artifacts:
+        table.add_row(str(folder / item.file), size(item.bytes), f"{item.bpw:.2f}", item.sha256[:16])
+    out.print(table)
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export.")],
+    source: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
+    adapter: Adapter = None,
+    max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that the artifacts are still the same chat model."""
+    from hermetiq.checkpoint import open_checkpoint
+    from hermetiq.verify import verify as run
+
+    with progress("verifying") as tick:
+        reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, tick=tick)
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        show_reports(reports)
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
+
+
+def show_reports(reports: Sequence[ArtifactReport]) -> None:
+    table = Table("file", "size", "bits/weight", "KL", "top-1", "terminator", "stops", "verdict", box=None)
+    for item in reports:
+        verdict = "[green]pass[/]" if item.passed else "[bold red]fail[/]"
+        table.add_row(Path(item.file).name, size(item.bytes), f"{item.bpw:.2f}", f"{item.kl:.4f}", f"{item.top1:.1%}",
+                      f"{item.terminator:+.3f}", item.stops, verdict)  # fmt: skip
+    out.print(table)
+    for item in reports:
+        for check in item.checks:
+            if not check.passed:
+                out.print(
+                    f"[bold red]fail[/] {escape(Path(item.file).name)}: {check.name}: {escape(check.reason)}",
+                    soft_wrap=True,
+                )
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")] = Path("out/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole pipeline on a small real chat model, offline."""
+    from hermetiq.demo import run
+
+    with progress("opening") as tick:
+        reports = run(folder, tick=tick)
+    if as_json:
+        print_json([report.to_json() for report in reports])
+    else:
+        show_reports(reports)
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
