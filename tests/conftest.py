@@ -1,0 +1,15 @@
+"""Fixtures that every test folder shares. Session folders are read-only by convention: break a `copy_of` them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.models import tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def hermes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OpenHermes-like Mistral with random weights: 32,002 rows, hidden 64, two layers, one shard."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("fixtures") / "hermes")
