@@ -1,0 +1,133 @@
+"""Renders chat templates without trusting them.
+
+A template is a program from the Hub. It runs in `render_worker.py`, a child process with limits on CPU time, memory
+and output, in the sandboxed Jinja environment that transformers uses, so the text is the one that transformers gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hermetiq.errors import HermetiqError
+
+CPU_SECONDS = 2
+REQUESTS_PER_CPU_SECOND = 50
+WALL_SECONDS = 30
+MEMORY_BYTES = 512 * 1024 * 1024
+OUTPUT_CHARACTERS = 2_000_000
+"""Of one rendered chat."""
+
+_WORKER = Path(__file__).with_name("render_worker.py")
+_ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
+"""What the child may see of ours: enough to start Python, no tokens."""
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """One chat to render, as `apply_chat_template` takes it; `variables` are seen by the template by name."""
+
+    messages: Sequence[Message]
+    add_generation_prompt: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TemplateError(HermetiqError):
+    """The template has a syntax error, or raised one for this chat."""
+
+
+class TemplateUnsafe(HermetiqError):
+    """The template left the sandbox's rules or its limits; nothing of it was used (rule `template-unsafe`)."""
+
+
+def render(template: str, requests: Sequence[RenderRequest]) -> list[str]:
+    """Render every chat in one child process; the texts come in the order of the requests.
+
+    Raises:
+        TemplateError: a chat could not be rendered.
+        TemplateUnsafe: the template is not safe to render, or does not end.
+    """
+    texts: list[str] = []
+    for outcome in render_each(template, requests):
+        if isinstance(outcome, TemplateError):
+            raise outcome
+        texts.append(outcome)
+    return texts
+
+
+def render_each(template: str, requests: Sequence[RenderRequest]) -> list[str | TemplateError]:
+    """Like `render`, but a chat that the template refuses (a system role, say) becomes its error.
+
+    Raises:
+        TemplateUnsafe: the template is not safe to render, or does not end.
+    """
+    if not requests:
+        return []
+    job = {
+        "template": template,
+        "cpu_seconds": CPU_SECONDS + len(requests) // REQUESTS_PER_CPU_SECOND,
+        "memory_bytes": MEMORY_BYTES,
+        "output_characters": OUTPUT_CHARACTERS,
+        "requests": [_variables(request) for request in requests],
+    }
+    return [_outcome(answer) for answer in json.loads(_run(json.dumps(job)))]
+
+
+def _variables(request: RenderRequest) -> dict[str, Any]:
+    return {
+        "tools": None,
+        "documents": None,
+        **request.variables,
+        "messages": [dict(message) for message in request.messages],
+        "add_generation_prompt": request.add_generation_prompt,
+    }
+
+
+def _outcome(answer: Mapping[str, str]) -> str | TemplateError:
+    if "unsafe" in answer:
+        raise _unsafe(_printable(answer["unsafe"]))
+    if "error" in answer:
+        return TemplateError(_printable(answer["error"]), where="chat template")
+    return answer["text"]
+
+
+def _run(job: str) -> str:
+    """Run the worker on a job and return what it printed."""
+    # -P: the folder of the worker, and the one the user stands in, must not shadow modules.
+    command = [sys.executable, "-P", str(_WORKER)]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    wall_seconds = WALL_SECONDS + job.count('"messages"') // REQUESTS_PER_CPU_SECOND
+    try:
+        done = subprocess.run(
+            command, input=job, capture_output=True, text=True, timeout=wall_seconds, env=environment, cwd="/"
+        )
+    except subprocess.TimeoutExpired:
+        raise _unsafe(f"did not end within {wall_seconds} seconds") from None
+    if done.returncode == -signal.SIGXCPU:
+        raise _unsafe("did not end within its CPU time")
+    if done.returncode < 0:
+        raise _unsafe(f"ended its process with {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        if last.startswith("MemoryError"):
+            raise _unsafe("exhausted its memory")
+        raise HermetiqError(f"the template process failed: {_printable(last)}", where="chat template")
+    return done.stdout
+
+
+def _unsafe(what: str) -> TemplateUnsafe:
+    return TemplateUnsafe(what, where="chat template", remedy="replace it with the plain template of the model's family")
+
+
+def _printable(text: str) -> str:
+    """Text of the template without the control characters that could drive a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
