@@ -1,1 +1,1 @@
-"""Solvers: pure functions of (weight, statistics, spec)."""
+"""Specs of what to make, and ggml's own block quantizer."""

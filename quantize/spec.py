@@ -39,5 +39,7 @@ def parse(text: str) -> Spec:
     if not recipes:
         raise HermetiqError(f"unknown format in {text!r}", remedy=f"formats: {', '.join(FORMATS)}")
     if recipe.lower() not in recipes:
-        raise HermetiqError(f"unknown recipe in {text!r}", remedy=f"{name.lower()} recipes: {', '.join(recipes.values())}")
+        raise HermetiqError(
+            f"unknown recipe in {text!r}", remedy=f"{name.lower()} recipes: {', '.join(recipes.values())}"
+        )
     return Spec(name.lower(), recipes[recipe.lower()])
