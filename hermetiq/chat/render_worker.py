@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MESSAGE_CHARACTERS = 300
@@ -40,10 +41,9 @@ class GenerationBlock(Extension):
 class PublicNamespace(Namespace):
     """Jinja's `namespace`, which would otherwise store names such as `__class__`."""
 
-    def __init__(*args: Any, **attributes: Any) -> None:  # noqa: N805 (a template may store `self`)
-        self, initial = args[0], dict(*args[1:], **attributes)
-        Namespace.__init__(self)
-        for name, value in initial.items():
+    def __init__(self, /, *pairs: Any, **attributes: Any) -> None:
+        super().__init__()
+        for name, value in dict(*pairs, **attributes).items():
             self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -117,9 +117,6 @@ def refuse_private_names(template: nodes.Template) -> None:
     for item in template.find_all(nodes.Getitem):
         if isinstance(item.arg, nodes.Const) and str(item.arg.value).startswith("__"):
             refuse_private(item.arg.value)
-    for call in template.find_all(nodes.Filter):
-        if call.name == "attr":
-            raise SecurityError("uses the attr filter")
 
 
 def limited(pieces: Iterator[str], characters: int) -> str:

@@ -125,7 +125,9 @@ def _run(job: str) -> str:
 
 
 def _unsafe(what: str) -> TemplateUnsafe:
-    return TemplateUnsafe(what, where="chat template", remedy="replace it with the plain template of the model's family")
+    return TemplateUnsafe(
+        what, where="chat template", remedy="replace it with the plain template of the model's family"
+    )
 
 
 def _printable(text: str) -> str:
