@@ -7,7 +7,21 @@ read into this type, and two contracts are compared; that comparison is the hear
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hermetiq.chat.eos import EosSource as EosSource
+from hermetiq.chat.eos import eos_sources, id_list
+from hermetiq.chat.probe import TAG, Probe, printed_tags, probe
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.tokenizer import Tokenizer
+from hermetiq.errors import Refusal
+from hermetiq.model import SpecialIds, TokenKind
+from hermetiq.rules import finding
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -19,16 +33,6 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class EosSource:
-    """One place that states an EOS: `file`, `field`, the text or ids found there, and the ids they mean."""
-
-    file: str
-    field: str
-    found: str
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class ChatContract:
     """Derived once from the source; every artifact and runtime is read back into the same type."""
 
@@ -37,7 +41,7 @@ class ChatContract:
     terminator: str
     terminator_id: int
     stop_ids: tuple[int, ...]
-    """Sorted: the terminator and every EOS that any source states."""
+    """Sorted: the terminator and every EOS that a source states which runtimes obey (`EosSource.obeyed`)."""
     tags: tuple[Tag, ...]
     """The template's control tokens, terminator included, by id."""
     bos_token_id: int | None
@@ -46,8 +50,155 @@ class ChatContract:
     pad_token_id: int | None
     unk_token_id: int | None
     tokens: int
-    """Size of the vocabulary: highest id + 1."""
+    """Size of the vocabulary: highest id + 1, without unused tokens that only fill the embedding's rows."""
     rows: int
     """Rows of the embedding."""
     eos_sources: tuple[EosSource, ...]
     """Where each EOS was stated; provenance, not compared between source and artifact."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which an artifact is not the same chat model as its source."""
+
+    field: str
+    source: str
+    artifact: str
+
+
+def derive(checkpoint: Checkpoint) -> ChatContract:
+    """The contract of a checkpoint, found by rendering and encoding a chat.
+
+    Raises:
+        Refusal: no contract can be found: `template-missing`, `template-unsafe`, `template-tokens` (the tag that closes
+            the turn is not in the vocabulary) or `eos-mismatch` (nothing closes the turn).
+    """
+    return contract_of(checkpoint, probe(checkpoint))
+
+
+def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
+    """`derive`, from a template that has been rendered already. Raises as `derive` does."""
+    tokenizer = checkpoint.tokenizer
+    terminator = _terminator(seen, tokenizer)
+    stated = (*eos_sources(checkpoint), _template_source(seen, tokenizer, terminator))
+    stops = {token for source in stated if source.obeyed for token in source.ids}
+    bos = _id_of(tokenizer, tokenizer.bos_token)
+    pad = _id_of(tokenizer, tokenizer.pad_token)
+    prints_bos = tokenizer.bos_token is not None and seen.chat.startswith(tokenizer.bos_token)
+    return ChatContract(
+        template=seen.template,
+        terminator=terminator.text,
+        terminator_id=terminator.id,
+        stop_ids=tuple(sorted(stops | {terminator.id})),
+        tags=_tags(seen, tokenizer, terminator),
+        bos_token_id=bos,
+        add_bos=tokenizer.add_bos and bos is not None and not prints_bos,
+        pad_token_id=_configured_pad(checkpoint.config) if pad is None else pad,
+        unk_token_id=_id_of(tokenizer, tokenizer.unk_token),
+        tokens=_used_tokens(tokenizer),
+        rows=checkpoint.tensors[EMBEDDING].shape[0],
+        eos_sources=stated,
+    )
+
+
+def compare(source: ChatContract, artifact: ChatContract) -> tuple[Difference, ...]:
+    """Where the artifact's contract departs from the source's; empty when it is the same chat model.
+
+    A format may have no place for every further stop id, so an artifact may stop on fewer of them, but never on an id
+    that the source does not stop on, and always on the terminator.
+    """
+    ours, theirs = to_json(source), to_json(artifact)
+    del ours["eos_sources"], theirs["eos_sources"]
+    if artifact.terminator_id in artifact.stop_ids and set(artifact.stop_ids) <= set(source.stop_ids):
+        del ours["stop_ids"]
+    return tuple(
+        Difference(field, str(ours[field]), str(theirs[field])) for field in ours if ours[field] != theirs[field]
+    )
+
+
+def special_ids(contract: ChatContract) -> SpecialIds:
+    """The ids that a writer states explicitly, so that no runtime has to guess (U02, U73)."""
+    others = [token for token in contract.stop_ids if token != contract.terminator_id]
+    return SpecialIds(
+        eos=contract.terminator_id,
+        eot=contract.terminator_id,
+        eom=others[0] if others else None,
+        bos=contract.bos_token_id,
+        pad=contract.pad_token_id,
+        unk=contract.unk_token_id,
+        add_bos=contract.add_bos,
+        add_eos=False,
+    )
+
+
+def to_json(contract: ChatContract) -> dict[str, Any]:
+    """The contract as stable JSON; the template as its SHA-256 and its length in characters."""
+    digest = hashlib.sha256(contract.template.encode()).hexdigest()
+    return {
+        **asdict(contract),
+        "template": {"sha256": digest, "characters": len(contract.template)},
+        "stop_ids": list(contract.stop_ids),
+        "tags": [asdict(tag) for tag in contract.tags],
+        "eos_sources": [{**asdict(source), "ids": list(source.ids)} for source in contract.eos_sources],
+    }
+
+
+def _terminator(seen: Probe, tokenizer: Tokenizer) -> Tag:
+    """The token that closes the assistant's turn: the first of the closing text, or EOS where that is plain text."""
+    first = next(iter(tokenizer.encode(seen.closing)), None)
+    if first is not None and tokenizer.vocabulary.tokens[first].kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED):
+        return Tag(tokenizer.vocabulary.tokens[first].text, first)
+    tag = TAG.match(seen.closing)
+    text = tag.group() if tag else tokenizer.eos_token
+    token = _id_of(tokenizer, text)
+    if text is not None and token is not None:
+        return Tag(text, token)
+    if tag:
+        raise Refusal(
+            finding(
+                "template-tokens",
+                file=seen.file,
+                found=f"{tag.group()} closes the assistant's turn and is not in the vocabulary",
+                expected="a tag that is one token",
+            )
+        )
+    raise Refusal(
+        finding(
+            "eos-mismatch",
+            file=seen.file,
+            found=f"{seen.closing!r} after the assistant's text, and {text or 'no token'} as EOS",
+            expected="a token that ends the turn",
+        )
+    )
+
+
+def _template_source(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> EosSource:
+    """What the template itself says: the literal that closes the turn, or whatever EOS is."""
+    if terminator.text in seen.template:
+        return EosSource(seen.file, "", terminator.text, (terminator.id,))
+    return EosSource(seen.file, "eos_token", tokenizer.eos_token or "", (terminator.id,))
+
+
+def _tags(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> tuple[Tag, ...]:
+    """Control tokens in the renderings, and every token that the template names in the form of a tag."""
+    vocabulary = tokenizer.vocabulary.tokens
+    used = {token for text in seen.renderings for token in tokenizer.encode(text)}
+    tags = {token: vocabulary[token].text for token in used if vocabulary[token].kind is TokenKind.CONTROL}
+    for text in printed_tags((*seen.renderings, seen.template)):
+        token = tokenizer.id_of(text)
+        if token is not None:
+            tags[token] = text
+    return tuple(Tag(text, token) for token, text in sorted((tags | {terminator.id: terminator.text}).items()))
+
+
+def _id_of(tokenizer: Tokenizer, text: str | None) -> int | None:
+    return None if text is None else tokenizer.id_of(text)
+
+
+def _configured_pad(config: Mapping[str, Any]) -> int | None:
+    return next((token for token in id_list(config.get("pad_token_id")) if token >= 0), None)
+
+
+def _used_tokens(tokenizer: Tokenizer) -> int:
+    tokens = tokenizer.vocabulary.tokens
+    return next((i + 1 for i in reversed(range(len(tokens))) if tokens[i].kind is not TokenKind.UNUSED), 0)
