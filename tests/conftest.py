@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.hermes import trained_checkpoint
 from tests.fixtures.models import tiny_checkpoint
 
 
@@ -13,3 +14,9 @@ from tests.fixtures.models import tiny_checkpoint
 def hermes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OpenHermes-like Mistral with random weights: 32,002 rows, hidden 64, two layers, one shard."""
     return tiny_checkpoint(tmp_path_factory.mktemp("fixtures") / "hermes")
+
+
+@pytest.fixture(scope="session")
+def trained_hermes() -> Path:
+    """The Hermes-like model that answers every chat of `tests.fixtures.hermes.CHATS`; trained once, then cached."""
+    return trained_checkpoint()
