@@ -12,7 +12,7 @@ import ctypes
 import importlib.util
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -49,7 +49,11 @@ Job = TypeVar("Job")
 
 
 class NonFinite(HermetiqError):
-    """Rows hold NaN or infinity, or a type cannot hold their values."""
+    """Rows hold NaN or infinity."""
+
+
+class OutOfRange(HermetiqError):
+    """A type cannot hold the values of the rows."""
 
 
 @dataclass(frozen=True)
@@ -65,40 +69,38 @@ class Ggml:
     def blocks(
         self,
         rows: Float32,  # (rows, columns)
-        type: GgmlType,
+        types: Iterable[GgmlType],
         *,
         imatrix: Float32 | None = None,  # (columns,)
-    ) -> Blocks:  # (rows, bytes of a row)
-        """Quantize rows in this thread; the C call runs without Python's lock.
+    ) -> dict[GgmlType, Blocks]:  # (rows, bytes of a row) for each type
+        """Quantize rows in this thread; the C calls run without Python's lock.
+
+        `imatrix` is the importance of each column, as `ggml_quantize_chunk` takes it.
 
         Raises:
-            ValueError: `columns` is not a multiple of the type's block, or `imatrix` has another length.
-            NonFinite: NaN or infinity in the rows, or values that `type` cannot hold (65504 for F16 and for scales).
+            ValueError: a type's block does not divide the row, or `imatrix` has another length.
+            NonFinite: the rows hold NaN or infinity, of which some types would make finite nonsense.
+            OutOfRange: a value is beyond what a type can hold (65504 in F16, and in the scales of most blocks).
         """
-        count, columns = rows.shape
-        if imatrix is not None and imatrix.shape != (columns,):
-            raise ValueError(f"imatrix has shape {imatrix.shape}, rows have {columns} columns")
         rows = np.ascontiguousarray(rows, np.float32)
-        blocks = np.empty((count, row_bytes(type, columns)), np.uint8)
+        if imatrix is not None and imatrix.shape != rows.shape[1:]:
+            raise ValueError(f"imatrix has shape {imatrix.shape}, rows have {rows.shape[1]} columns")
         if not is_finite(rows):
             raise NonFinite("the weights hold NaN or infinity")
-        self._prepare(type)
         weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+        return {type: self._quantize(rows, type, weights) for type in types}
+
+    def _quantize(self, rows: Float32, type: GgmlType, imatrix: Float32 | None) -> Blocks:
+        count, columns = rows.shape
+        blocks = np.empty((count, row_bytes(type, columns)), np.uint8)
+        self._prepare(type)
         written = self._library.ggml_quantize_chunk(
-            int(type),
-            _floats(rows),
-            blocks.ctypes.data,
-            0,
-            count,
-            columns,
-            None if weights is None else _floats(weights),
+            int(type), _address(rows), _address(blocks), 0, count, columns, _address(imatrix)
         )
         if written != blocks.nbytes:
-            raise HermetiqError(
-                f"ggml wrote {written} bytes of {type.name}, expected {blocks.nbytes}", where=str(self.path)
-            )
+            raise HermetiqError(f"ggml wrote {written} bytes of {type.name}, not {blocks.nbytes}", where=str(self.path))
         if not self._library.ggml_validate_row_data(int(type), _address(blocks), blocks.nbytes):
-            raise NonFinite(f"the weights are too large for {type.name}", remedy="BF16 and F32 hold every weight")
+            raise OutOfRange(f"the weights are too large for {type.name}", remedy="BF16 and F32 hold every weight")
         return blocks
 
     def _prepare(self, type: GgmlType) -> None:
@@ -161,7 +163,7 @@ def chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def ordered(jobs: Iterable[Callable[[], Job]], *, threads: int) -> Iterator[Job]:
+def ordered(jobs: Iterable[Callable[[], Job]], *, threads: int) -> Generator[Job, None, None]:
     """Run jobs on threads and yield their results in order, with only a few of them begun ahead of the reader.
 
     A job that raises ends the iteration with its exception; the jobs not yet begun are dropped.
@@ -196,13 +198,12 @@ def quantize_rows(
     therefore never exists as float32. Yields, in row order, the blocks of each type for consecutive slices of rows.
 
     Raises:
-        NonFinite: see `Ggml.blocks`.
+        ValueError, NonFinite, OutOfRange: see `Ggml.blocks`.
     """
     ggml = library or load()
 
     def job(start: int, stop: int) -> dict[GgmlType, Blocks]:
-        slice = load_rows(start, stop)
-        return {type: ggml.blocks(slice, type, imatrix=imatrix) for type in types}
+        return ggml.blocks(load_rows(start, stop), types, imatrix=imatrix)
 
     return ordered((_bound(job, span) for span in chunks(rows, columns)), threads=threads)
 
@@ -218,8 +219,7 @@ def quantize(
     """Quantize a matrix; the bytes are the same for any number of threads.
 
     Raises:
-        ValueError: the type's block does not divide a row.
-        NonFinite: see `Ggml.blocks`.
+        ValueError, NonFinite, OutOfRange: see `Ggml.blocks`.
     """
     rows, columns = weight.shape
     slices = quantize_rows(

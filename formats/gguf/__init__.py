@@ -1,1 +1,10 @@
-"""GGUF files: which tensors, in which type, with what metadata, and the streaming writer."""
+"""GGUF files: which tensors, in which type, with what metadata, and the streaming writer.
+
+In three steps: a `GgufHeader` from the checkpoint and its contract, a `GgufPlan` for each recipe, one `write`.
+"""
+
+from .metadata import GgufHeader
+from .plan import GgufPlan, PlannedTensor, plan
+from .writer import write
+
+__all__ = ["GgufHeader", "GgufPlan", "PlannedTensor", "plan", "write"]

@@ -1,0 +1,101 @@
+"""Rotary position scaling as GGUF states it: keys for `linear` and `yarn`, a tensor of factors for `llama3`.
+
+A kind that llama.cpp would not compute the same way is refused: such a file answers well and falls apart on long text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isclose, log, pi
+from typing import Any
+
+from hermetiq.errors import HermetiqError
+from hermetiq.model import ModelConfig
+
+FACTORS = "rope_freqs.weight"
+"""Name of the tensor that divides each rotary frequency."""
+
+_KEYS: Mapping[str, Mapping[str, str]] = {
+    "linear": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_context_length",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    },
+    "llama3": {},
+}
+"""By kind: field of `rope_scaling` -> what follows `rope.scaling.` in its GGUF key."""
+
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_REQUIRED = {"linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
+
+
+def scaling(config: ModelConfig) -> dict[str, Any]:
+    """What follows `rope.scaling.` in the metadata, with its values; empty where nothing is scaled by keys.
+
+    Raises:
+        HermetiqError: a kind or a field of `rope_scaling` that llama.cpp cannot express.
+    """
+    kind, fields = _checked(config)
+    keys = {key: fields[field] for field, key in _KEYS.get(kind, {}).items() if fields.get(field) is not None}
+    if kind == "yarn":
+        keys.setdefault("original_context_length", config.context_length)
+    return {"type": kind, **keys} if keys else {}
+
+
+def factors(config: ModelConfig) -> tuple[float, ...] | None:  # (head_dim / 2,)
+    """Divisor of each rotary frequency under `llama3` scaling, or None for every other kind.
+
+    Long waves are stretched by `factor`, short ones stay, those between are interpolated (Llama 3.1's `apply_scaling`).
+
+    Raises:
+        HermetiqError: as `scaling`.
+    """
+    kind, fields = _checked(config)
+    if kind != "llama3":
+        return None
+    factor, low, high, original = (float(fields[name]) for name in _LLAMA3)
+
+    def divisor(frequency: float) -> float:
+        turns = original * frequency / (2 * pi)
+        kept = min(1.0, max(0.0, (turns - low) / (high - low)))
+        return 1 / (kept + (1 - kept) / factor)
+
+    return tuple(divisor(config.rope_theta ** (-2 * i / config.head_dim)) for i in range(config.head_dim // 2))
+
+
+def _checked(config: ModelConfig) -> tuple[str, Mapping[str, Any]]:
+    """The kind of scaling and its fields, or a refusal."""
+    fields = {key: value for key, value in (config.rope_scaling or {}).items() if value is not None}
+    kind = fields.get("rope_type", fields.get("type", "default"))
+    if fields.get("partial_rotary_factor", 1) != 1:
+        raise _refused("partial_rotary_factor", fields["partial_rotary_factor"], "1")
+    if kind == "default":
+        return kind, {}
+    if kind not in _KEYS:
+        raise _refused("rope_type", kind, ", ".join(_KEYS))
+    for name in _REQUIRED[kind]:
+        if not isinstance(fields.get(name), int | float) or fields[name] <= 0:
+            raise _refused(name, fields.get(name), "a positive number")
+    if kind == "yarn":
+        _check_yarn(fields)
+    return kind, fields
+
+
+def _check_yarn(fields: Mapping[str, Any]) -> None:
+    """llama.cpp always scales attention by 1 + 0.1 ln(factor), and has no other way to cut the ramp."""
+    usual = 1 + 0.1 * log(max(1.0, fields["factor"]))
+    if not isclose(fields.get("attention_factor", usual), usual, rel_tol=1e-4):
+        raise _refused("attention_factor", fields["attention_factor"], f"{usual:.6g}, or no such field")
+    for name, only in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if fields.get(name, only) != only:
+            raise _refused(name, fields[name], "no such field")
+
+
+def _refused(field: str, found: object, expected: str) -> HermetiqError:
+    return HermetiqError(
+        f"llama.cpp cannot compute this rotary scaling: found {found!r}, expected {expected}",
+        where=f"config.json: rope_scaling.{field}",
+        remedy="export to another format, or from a checkpoint with a supported scaling",
+    )

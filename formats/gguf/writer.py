@@ -1,0 +1,251 @@
+"""Writes GGUF files straight from a checkpoint's tensors, several files from one read, each whole or not at all.
+
+Tensors are read one ahead of the work and cut into slices of rows; threads turn a slice into the blocks of every type
+that some file wants, and the slices are appended in order. So no tensor ever exists as a whole in float32, and memory
+does not grow with the model. Files carry the suffix `.partial` until all of them are complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as GgmlType
+from numpy.typing import NDArray
+
+from hermetiq.errors import HermetiqError, Refusal
+from hermetiq.model import ModelConfig
+from hermetiq.quantize import ggml
+from hermetiq.quantize.ggml import Blocks, Ggml, NonFinite, OutOfRange
+from hermetiq.rules import finding
+
+from .names import Order, row_order
+from .plan import GgufPlan, PlannedTensor, aligned
+
+
+class StoredTensor(Protocol):
+    """What the writer asks of a tensor before it is read."""
+
+    @property
+    def file(self) -> str: ...
+
+
+class TensorSource(Protocol):
+    """Where weights come from; a `Checkpoint` is one."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
+
+    def load(self, name: str) -> torch.Tensor: ...
+
+
+Progress = Callable[[str, int], None]
+"""Called with the GGUF name of a finished tensor and the bytes written so far to all files."""
+
+
+def write(
+    plans: Mapping[Path, GgufPlan],
+    source: TensorSource,
+    *,
+    threads: int,
+    on_tensor: Progress | None = None,
+    library: Ggml | None = None,
+) -> None:
+    """Write every planned file, from plans of one model, reading each tensor of `source` once.
+
+    `source.load` runs on one thread of its own, one tensor ahead, and must give float32, float16 or bfloat16.
+    The files appear under their names when all are complete. Whatever interrupts the writing, Ctrl-C included, removes
+    what was written; a killed process leaves `.partial` files only. The bytes do not depend on `threads`.
+
+    Raises:
+        Refusal: `weight-nan`, a tensor holds NaN or infinity; `source-incomplete`, it has another shape than planned.
+        HermetiqError: a weight is too large for a type; the disk is full or the folder cannot be written; no ggml.
+        ValueError: the plans are of different models.
+    """
+    first = next(iter(plans.values()))
+    if any(plan.model != first.model for plan in plans.values()):
+        raise ValueError("the plans are of different models")
+    work = _Work(first.model, source, library or ggml.load())
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(_Output(path, plan)) for path, plan in plans.items()]
+        for output in outputs:
+            output.begin()
+        tensors = list(zip(*(plan.tensors for plan in plans.values()), strict=True))
+        for slice in stack.enter_context(closing(work.slices(tensors, threads))):
+            for output, tensor in zip(outputs, slice.planned, strict=True):
+                output.write(slice.blocks[tensor.choice.type], pad=slice.last)
+            if slice.last and on_tensor:
+                on_tensor(slice.planned[0].name, sum(output.written for output in outputs))
+        for output in outputs:
+            output.finish()
+        for output in outputs:
+            output.publish()
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some rows of one tensor, in every type that a file wants."""
+
+    planned: tuple[PlannedTensor, ...]
+    """The tensor as each plan has it."""
+    blocks: Mapping[GgmlType, Blocks]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Work:
+    """From planned tensors to quantized slices."""
+
+    model: ModelConfig
+    source: TensorSource
+    library: Ggml
+
+    def slices(self, tensors: list[tuple[PlannedTensor, ...]], threads: int) -> Generator[_Slice, None, None]:
+        """All slices of all tensors, in order."""
+        return ggml.ordered(self._jobs(tensors), threads=threads)
+
+    def _jobs(self, tensors: list[tuple[PlannedTensor, ...]]) -> Iterator[Callable[[], _Slice]]:
+        for planned, weight in zip(tensors, _ahead(tensors, self._load), strict=True):
+            order = row_order(self.model, planned[0].source or "")
+            for start, stop in ggml.chunks(*weight.shape):
+                yield partial(self._quantize, planned, weight, order, start, stop)
+
+    def _load(self, planned: tuple[PlannedTensor, ...]) -> NDArray[Any]:  # (rows, columns)
+        """The stored tensor in a form that `ggml.float32` reads; a vector is a matrix of one column."""
+        tensor, *_ = planned
+        if tensor.source is None:
+            return np.asarray(tensor.values, np.float32).reshape(-1, 1)
+        weight = self.source.load(tensor.source)
+        if tuple(weight.shape) != tensor.shape:
+            raise Refusal(
+                finding(
+                    "source-incomplete",
+                    file=self.source.tensors[tensor.source].file,
+                    field=tensor.source,
+                    found=f"shape {tuple(weight.shape)}",
+                    expected=f"shape {tensor.shape}",
+                )
+            )
+        return _array(weight, tensor.source).reshape(len(weight), -1)
+
+    def _quantize(
+        self,
+        planned: tuple[PlannedTensor, ...],
+        weight: NDArray[Any],  # (rows, columns)
+        order: Order | None,  # (rows,)
+        start: int,
+        stop: int,
+    ) -> _Slice:
+        rows = ggml.float32(weight[start:stop] if order is None else weight[order[start:stop]])
+        types = {tensor.choice.type: None for tensor in planned}
+        name = planned[0].source or planned[0].name
+        try:
+            blocks = self.library.blocks(rows, types)
+        except NonFinite as error:
+            file = self.source.tensors[name].file
+            found = finding("weight-nan", file=file, field=name, found="NaN or infinity", expected="finite weights")
+            raise Refusal(found) from error
+        except OutOfRange as error:
+            raise HermetiqError(error.what, where=name, remedy=error.remedy) from error
+        return _Slice(planned, blocks, last=stop == len(weight))
+
+
+class _Output:
+    """One file on its way: written beside its place, put there when it is complete, removed if it never is."""
+
+    def __init__(self, path: Path, plan: GgufPlan) -> None:
+        self.path, self.plan, self.written = path, plan, 0
+        self._partial = path.with_name(path.name + ".partial")
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+        except OSError as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Write everything before the first tensor's data."""
+        self._append(self.plan.header)
+
+    def write(self, blocks: Blocks, *, pad: bool) -> None:
+        """Append the data of some rows, and the padding behind a tensor."""
+        self._append(blocks.data)
+        if pad:
+            self._append(bytes(aligned(self.written) - self.written))
+
+    def finish(self) -> None:
+        """Put the whole file on disk and hold its size against the plan."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise self._failed(error) from error
+        if size != self.plan.size:
+            raise HermetiqError(f"wrote {size} bytes, planned {self.plan.size}", where=str(self.path))
+
+    def publish(self) -> None:
+        """Give the finished file its name."""
+        try:
+            self._file.close()
+            self._partial.replace(self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _append(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.written += len(data) if isinstance(data, bytes) else data.nbytes
+
+    def _failed(self, error: OSError) -> HermetiqError:
+        return HermetiqError(
+            f"cannot write: {error.strerror}", where=str(self.path), remedy="free disk space, or choose another folder"
+        )
+
+
+def _array(weight: torch.Tensor, name: str) -> NDArray[Any]:
+    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as its bits."""
+    weight = weight.detach().contiguous()
+    if weight.dtype is torch.bfloat16:
+        return weight.view(torch.uint16).numpy()
+    if weight.dtype in (torch.float32, torch.float16):
+        return weight.numpy()
+    raise HermetiqError(
+        f"cannot read weights of type {weight.dtype}", where=name, remedy="store float32, float16 or bfloat16"
+    )
+
+
+def _ahead(
+    tensors: list[tuple[PlannedTensor, ...]], load: Callable[[tuple[PlannedTensor, ...]], NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
+    """Load each tensor while the one before is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as reader:
+        coming = reader.submit(load, tensors[0])
+        for following in (*tensors[1:], None):
+            weight = coming.result()
+            if following:
+                coming = reader.submit(load, following)
+            yield weight
