@@ -4,7 +4,7 @@ In three steps: a `GgufHeader` from the checkpoint and its contract, a `GgufPlan
 """
 
 from .metadata import GgufHeader
-from .plan import GgufPlan, PlannedTensor, plan
+from .layout import GgufPlan, PlannedTensor, plan
 from .writer import write
 
 __all__ = ["GgufHeader", "GgufPlan", "PlannedTensor", "plan", "write"]

@@ -29,7 +29,7 @@ from hermetiq.quantize.ggml import Blocks, Ggml, NonFinite, OutOfRange
 from hermetiq.rules import finding
 
 from .names import Order, row_order
-from .plan import GgufPlan, PlannedTensor, aligned
+from .layout import GgufPlan, PlannedTensor, aligned
 
 
 class StoredTensor(Protocol):
