@@ -8,8 +8,9 @@ The cases (U..) are those of `docs/rules.md`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from hermetiq.errors import Finding, Severity
+from hermetiq.errors import Finding, HermetiqError, Severity
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,17 @@ _TABLE = (
         "eos-mismatch",
         "error",
         ("U01", "U02"),
-        "The token that closes the assistant's turn is not the EOS that a file declares.",
-        "A runtime that believes the file never stops, or begins to speak as the user.",
-        "Set the field to the terminator, or export with --ignore eos-mismatch: artifacts then carry the terminator as EOS.",
+        "A file declares an EOS that is not the token which closes the assistant's turn.",
+        "A runtime that believes the file never stops, or goes on to speak as the user.",
+        "Set the field to the terminator, or add it to the list there. "
+        "With --ignore eos-mismatch an export goes on: a GGUF states the terminator as its EOS whatever the files say.",
     ),
     Rule(
         "template-missing",
         "error",
         ("U03",),
-        "No file of the checkpoint holds a chat template.",
-        "Runtimes fall back to a template of their own, and the model sees a prompt it was never trained on.",
+        "No file of the checkpoint holds a chat template that prints a chat.",
+        "Runtimes fall back to a template of their own, and the model sees prompts that it was never trained on.",
         "Put the template of the training run into chat_template.jinja.",
     ),
     Rule(
@@ -46,79 +48,84 @@ _TABLE = (
         "error",
         ("U04",),
         "chat_template.jinja and tokenizer_config.json hold different templates.",
-        "transformers takes the .jinja file and GGUF converters the inline text: one model, two prompts.",
-        "Keep the template the model was trained with in both places, or in chat_template.jinja alone.",
+        "transformers takes the .jinja file, many converters the inline text: one model, two prompts.",
+        "Keep the template that the model was trained with in chat_template.jinja, "
+        "and remove chat_template from tokenizer_config.json or make it the same.",
     ),
     Rule(
         "vocab-overflow",
         "error",
         ("U05",),
         "The tokenizer has tokens for which the embedding has no row.",
-        "The first use of such a token reads outside the embedding, or the converter stops.",
-        "Remove the tokens without a row from the tokenizer, or resize the embedding and train the new rows.",
+        "The first use of such a token reads outside the embedding; converters stop or cut it off.",
+        "Remove the tokens without a row from the tokenizer if no template uses them; "
+        "otherwise resize the embedding and train the new rows.",
     ),
     Rule(
         "vocab-padding",
         "info",
         ("U06",),
         "The embedding has more rows than the tokenizer has tokens.",
-        "Harmless while nothing truncates them: artifacts name the extra rows as unused tokens.",
+        "Harmless as long as no tool cuts the rows off: artifacts name them as unused tokens.",
         "Nothing to repair.",
     ),
     Rule(
         "token-split",
         "error",
         ("U07",),
-        "A tag of the template is not one token.",
-        "The model reads the tag as text and copies it as text; the turn never closes.",
-        "Add the tag to added_tokens of tokenizer.json with \"special\": true, under the id that was trained.",
+        "A tag of the template is in the vocabulary, and the tokenizer does not read it as that one token.",
+        "The model reads the tag as text and writes it as text; the turn never closes.",
+        'Add the tag to added_tokens of tokenizer.json with "special": true, under the id that was trained.',
     ),
     Rule(
         "tie-conflict",
         "error",
         ("U16",),
-        "config.json ties the head to the embedding, yet the two stored tensors differ.",
-        "On load one overwrites the other and the model talks nonsense.",
+        "config.json ties the head to the embedding, and the checkpoint stores two different tensors.",
+        "On load one overwrites the other, and the model writes nonsense.",
         "Set tie_word_embeddings to false in config.json.",
     ),
     Rule(
         "tokenizer-class",
         "warning",
         ("U17",),
-        "tokenizer_config.json names a class that only one version of transformers knows, or a wrong one for the file.",
-        "Other versions fail with 'Tokenizer class does not exist', or rebuild another tokenizer from the same files.",
-        "Name PreTrainedTokenizerFast, or the documented class of the model.",
+        "tokenizer_config.json names a class that some versions of transformers lack, or one for another kind of file.",
+        "Those versions fail with 'Tokenizer class does not exist', or rebuild another tokenizer from the same files.",
+        "Set tokenizer_class to PreTrainedTokenizerFast, or to the documented class of the model.",
     ),
     Rule(
         "pretokenizer-unknown",
         "error",
         ("U18", "U49"),
         "The pre-tokenizer of tokenizer.json behaves like none that llama.cpp knows.",
-        "The runtime would cut the same text into other tokens than in training.",
-        "Use the pre-tokenizer of the base model; the finding names the nearest one and the strings that differ.",
+        "The runtime would cut the same text into other tokens than the training did.",
+        "Use the tokenizer.json of the base model; the finding names the nearest one and strings that differ.",
     ),
     Rule(
         "double-bos",
         "warning",
         ("U19",),
         "The template prints BOS and the tokenizer adds one as well.",
-        "The model sees two BOS tokens, as it never did in training; answers get worse.",
-        "Set add_bos_token to false. Artifacts of hermetiq carry add_bos_token false in this case.",
+        "A program that encodes the rendered chat gives the model two BOS tokens, and the answers get worse.",
+        "Set add_bos_token to false in tokenizer_config.json and take BOS out of the post_processor of tokenizer.json. "
+        "An exported GGUF states add_bos_token false in any case.",
     ),
     Rule(
         "tag-untrained",
         "error",
         ("U20",),
-        "The embedding or head row of a template tag is zero, a copy of another row, or the mean of all rows.",
-        "The model cannot read the tag, or cannot say it: the terminator never comes.",
-        "Train the rows of the tags (modules_to_save: embed_tokens, lm_head), or merge from a parent that has them.",
+        "The row of a template tag in the embedding, or of the terminator in the head, was never trained: "
+        "it is zero, a copy of another row, or the mean of all rows.",
+        "The model cannot tell what the tag means, or cannot say it: the turn never closes.",
+        "Train the rows of the tags (in peft: modules_to_save embed_tokens and lm_head), "
+        "or merge from a parent that has them.",
     ),
     Rule(
         "template-tokens",
         "error",
-        ("U22",),
+        ("U22", "U21"),
         "The template uses tags that the vocabulary does not hold.",
-        "A template was added without its tokens: the tags are split into pieces and nothing ends the turn.",
+        "A template that was added without its tokens has its tags cut into pieces, and nothing ends the turn.",
         "Use the template of the base model, or a tokenizer and weights that have the tags.",
     ),
     Rule(
@@ -127,23 +134,23 @@ _TABLE = (
         ("U46",),
         "Two ids carry the same text.",
         "llama.cpp aborts when it loads such a vocabulary.",
-        "Rename the unused one of the two in the tokenizer.",
+        "Give the one that is not used another text in tokenizer.json.",
     ),
     Rule(
         "spm-stale",
         "error",
         ("U48",),
         "tokenizer.model disagrees with tokenizer.json.",
-        "Converters that prefer tokenizer.model lose the added tags or shift ids.",
-        "Remove tokenizer.model, or add the missing tokens to added_tokens.json; hermetiq reads tokenizer.json.",
+        "Tools that prefer tokenizer.model lose the added tags or shift their ids. hermetiq reads tokenizer.json.",
+        "Remove tokenizer.model, or write the missing tags into added_tokens.json.",
     ),
     Rule(
         "source-quantized",
         "error",
         ("U27",),
-        "The source is already quantized.",
-        "Quantizing twice adds both errors, and most quantized layouts cannot be read as weights at all.",
-        "Export from the full-precision checkpoint it was made from.",
+        "The source is quantized already.",
+        "Quantizing again adds a second error to the first, and most quantized layouts cannot be read as weights.",
+        "Export from the full-precision checkpoint that it was made from.",
     ),
     Rule(
         "weight-nan",
@@ -151,31 +158,31 @@ _TABLE = (
         ("U31", "U28"),
         "A tensor holds NaN or infinity.",
         "One such value spreads to every logit, and the model answers '!!!!!'.",
-        "Download or merge the checkpoint again; a merge that makes NaN has parents of other shapes or vocabularies.",
+        "Download or merge the checkpoint again. A merge that makes NaN often has parents of different vocabularies.",
     ),
     Rule(
         "template-unsafe",
         "error",
         ("U51",),
-        "The chat template does something a template has no business with, or does not end.",
-        "Rendering it would run code, hang or exhaust memory in whoever loads the model.",
+        "The chat template reaches for what a template has no business with, or does not end.",
+        "Whoever loads the model runs its template: it could hang the program, exhaust its memory or reach its data.",
         "Replace the template with the plain one of the model's family.",
     ),
     Rule(
         "remote-code",
         "error",
         (),
-        "The checkpoint asks to run its own Python code (auto_map).",
-        "hermetiq never runs code from a checkpoint, and a quantized copy could not either.",
-        "Use a checkpoint of a supported family and remove auto_map from config.json.",
+        "The checkpoint asks to run Python code of its own (auto_map).",
+        "hermetiq never runs code from a checkpoint, and no quantized copy could carry it.",
+        "Use a checkpoint of a supported family; if the code is not needed, remove auto_map from the named file.",
     ),
     Rule(
         "source-incomplete",
         "error",
         ("U28", "U66", "U68"),
-        "Files or tensors of the checkpoint are missing, truncated, corrupt, outside its folder or left over.",
+        "Files or tensors of the checkpoint are missing, truncated, corrupt, left over or outside its folder.",
         "A loader that goes on fills the gaps with random numbers.",
-        "Download the checkpoint again, and export only from a folder that holds all of it.",
+        "Download the checkpoint again, and export from a folder that holds all of it.",
     ),
 )
 
@@ -204,3 +211,27 @@ def finding(
         why=entry.why,
         repair=repair or entry.repair,
     )
+
+
+def named(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        HermetiqError: there is none; with the names most like it.
+    """
+    if name not in RULES:
+        near = get_close_matches(name, RULES, n=3, cutoff=0.5)
+        remedy = f"did you mean {', '.join(near)}?" if near else f"rules: {', '.join(RULES)}"
+        raise HermetiqError(f"unknown rule {name!r}", remedy=remedy)
+    return RULES[name]
+
+
+def explain(name: str) -> str:
+    """What the rule finds, why it hurts and how to repair it, as text for a terminal.
+
+    Raises:
+        HermetiqError: no such rule.
+    """
+    rule = named(name)
+    cases = f"\n  cases   {', '.join(rule.cases)}" if rule.cases else ""
+    return f"{rule.name} ({rule.severity})\n  what    {rule.what}\n  why     {rule.why}\n  repair  {rule.repair}{cases}"

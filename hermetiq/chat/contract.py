@@ -14,7 +14,7 @@ from typing import Any
 
 from hermetiq.chat.eos import EosSource as EosSource
 from hermetiq.chat.eos import eos_sources, id_list
-from hermetiq.chat.probe import TAG, Probe, printed_tags, probe
+from hermetiq.chat.probe import TAG, TEMPLATE_FIELD, Probe, printed_tags, probe
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import Refusal
@@ -80,7 +80,7 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
     """`derive`, from a template that has been rendered already. Raises as `derive` does."""
     tokenizer = checkpoint.tokenizer
     terminator = _terminator(seen, tokenizer)
-    stated = (*eos_sources(checkpoint), _template_source(seen, tokenizer, terminator))
+    stated = (*eos_sources(checkpoint), _template_source(seen, terminator))
     stops = {token for source in stated if source.obeyed for token in source.ids}
     bos = _id_of(tokenizer, tokenizer.bos_token)
     pad = _id_of(tokenizer, tokenizer.pad_token)
@@ -95,7 +95,7 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
         add_bos=tokenizer.add_bos and bos is not None and not prints_bos,
         pad_token_id=_configured_pad(checkpoint.config) if pad is None else pad,
         unk_token_id=_id_of(tokenizer, tokenizer.unk_token),
-        tokens=_used_tokens(tokenizer),
+        tokens=used_tokens(tokenizer),
         rows=checkpoint.tensors[EMBEDDING].shape[0],
         eos_sources=stated,
     )
@@ -172,11 +172,10 @@ def _terminator(seen: Probe, tokenizer: Tokenizer) -> Tag:
     )
 
 
-def _template_source(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> EosSource:
+def _template_source(seen: Probe, terminator: Tag) -> EosSource:
     """What the template itself says: the literal that closes the turn, or whatever EOS is."""
-    if terminator.text in seen.template:
-        return EosSource(seen.file, "", terminator.text, (terminator.id,))
-    return EosSource(seen.file, "eos_token", tokenizer.eos_token or "", (terminator.id,))
+    found = terminator.text if terminator.text in seen.template else "eos_token"
+    return EosSource(seen.file, TEMPLATE_FIELD, found, (terminator.id,))
 
 
 def _tags(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> tuple[Tag, ...]:
@@ -199,6 +198,7 @@ def _configured_pad(config: Mapping[str, Any]) -> int | None:
     return next((token for token in id_list(config.get("pad_token_id")) if token >= 0), None)
 
 
-def _used_tokens(tokenizer: Tokenizer) -> int:
+def used_tokens(tokenizer: Tokenizer) -> int:
+    """Highest id + 1, without unused tokens behind it."""
     tokens = tokenizer.vocabulary.tokens
     return next((i + 1 for i in reversed(range(len(tokens))) if tokens[i].kind is not TokenKind.UNUSED), 0)

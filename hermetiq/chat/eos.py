@@ -31,7 +31,8 @@ class EosSource:
     @property
     def obeyed(self) -> bool:
         """Whether a runtime stops by it. Nobody takes EOS from the SentencePiece file once a configuration names it,
-        and fine-tunes leave it as their base model had it."""
+        and fine-tunes leave it as their base model had it.
+        """
         return self.file != SENTENCEPIECE
 
 

@@ -17,6 +17,7 @@ from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import Refusal
 from hermetiq.rules import finding
 
+TEMPLATE_FIELD = "chat_template"
 _BAR = "[|\N{FULLWIDTH VERTICAL LINE}]"
 TAG = re.compile(
     rf"<{_BAR}[^\s<>'\"{{}}]{{1,60}}{_BAR}>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn|end_of_utterance)>"

@@ -1,0 +1,91 @@
+"""Lint a checkpoint or an artifact against the rules: open it, derive its contract, run the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hermetiq.chat.checks import CHECKS, READS_WEIGHTS
+from hermetiq.chat.contract import ChatContract, to_json
+from hermetiq.chat.subject import Subject, examine
+from hermetiq.checkpoint import open_checkpoint
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.errors import Finding, Refusal
+from hermetiq.rules import RULES, named
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The findings on one checkpoint, and its contract as far as one could be derived."""
+
+    path: str
+    contract: ChatContract | None
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """`path`, `contract` (or null) and `findings`, with these keys in every version."""
+        return {
+            "path": self.path,
+            "contract": None if self.contract is None else to_json(self.contract),
+            "findings": [asdict(item) for item in self.findings],
+        }
+
+
+def inspect(
+    path: str,
+    *,
+    adapter: str | None = None,
+    weights: bool = True,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Inspection:
+    """Open `path` and lint it; what stops it from opening becomes findings.
+
+    Args:
+        path: folder, .gguf file or Hub id.
+        adapter: LoRA folder, merged at load.
+        weights: also run the rules that read tensors.
+        select: only these rules; all where empty.
+        ignore: not these rules.
+
+    Raises:
+        HermetiqError: no such path, an unsupported family, or an unknown rule in `select` or `ignore`.
+    """
+    rules = chosen_rules(weights=weights, select=select, ignore=ignore)
+    try:
+        checkpoint = open_checkpoint(path, adapter=adapter)
+    except Refusal as refusal:
+        return Inspection(str(path), None, tuple(item for item in refusal.findings if item.rule in rules))
+    return lint(checkpoint, path=str(path), weights=weights, select=select, ignore=ignore)
+
+
+def lint(
+    checkpoint: Checkpoint,
+    *,
+    path: str | None = None,
+    weights: bool = True,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Inspection:
+    """`inspect` for a checkpoint that is open already."""
+    subject = examine(checkpoint)
+    rules = chosen_rules(weights=weights, select=select, ignore=ignore)
+    return Inspection(path or str(checkpoint.path), subject.contract, tuple(_findings(subject, rules)))
+
+
+def chosen_rules(*, weights: bool = True, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> frozenset[str]:
+    """The names of the rules to run.
+
+    Raises:
+        HermetiqError: a name that is no rule's, with the nearest ones.
+    """
+    chosen = {named(name).name for name in select} or set(RULES)
+    return frozenset(chosen - {named(name).name for name in ignore} - (frozenset() if weights else READS_WEIGHTS))
+
+
+def _findings(subject: Subject, rules: frozenset[str]) -> Iterator[Finding]:
+    for rule, check in CHECKS.items():
+        if rule in rules:
+            yield from (item for item in subject.noticed if item.rule == rule)
+            yield from check(subject)

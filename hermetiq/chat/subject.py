@@ -1,0 +1,36 @@
+"""What the checks look at: one checkpoint, with what rendering its template showed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hermetiq.chat.contract import ChatContract, contract_of
+from hermetiq.chat.probe import Probe, probe
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.errors import Finding, Refusal
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, and how far its contract could be derived."""
+
+    checkpoint: Checkpoint
+    probe: Probe | None
+    contract: ChatContract | None
+    noticed: tuple[Finding, ...]
+    """Findings of opening the checkpoint and of deriving its contract."""
+
+
+Check = Callable[[Subject], Iterator[Finding]]
+
+
+def examine(checkpoint: Checkpoint) -> Subject:
+    """Derive the contract as far as possible; what stops that becomes findings."""
+    noticed, seen, contract = checkpoint.findings, None, None
+    try:
+        seen = probe(checkpoint)
+        contract = contract_of(checkpoint, seen)
+    except Refusal as refusal:
+        noticed += refusal.findings
+    return Subject(checkpoint, seen, contract, noticed)

@@ -1,0 +1,125 @@
+"""The rules that read tensors: one tensor at a time, so that a 7B model needs no more memory than its largest one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hermetiq.chat.contract import EMBEDDING, Tag
+from hermetiq.chat.subject import Subject
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.finite import check_finite
+from hermetiq.errors import Finding, Refusal
+from hermetiq.rules import finding
+
+HEAD = "lm_head.weight"
+
+_CHUNK_ROWS = 4096
+_ZERO = 1e-3
+"""Of the mean norm of all rows: a row below this was never trained. Real tags keep a third of it and more."""
+_MEAN = 0.05
+"""Of the mean distance from the mean row: new rows that transformers puts at the mean lie far below this."""
+
+
+def weight_nan(subject: Subject) -> Iterator[Finding]:
+    """Every tensor that holds NaN or infinity."""
+    checkpoint = subject.checkpoint
+    for name, info in checkpoint.tensors.items():
+        try:
+            wrong = check_finite(name, checkpoint.load(name), info.file)
+        except Refusal as refusal:
+            yield from refusal.findings
+        else:
+            if wrong is not None:
+                yield wrong
+
+
+def tie_conflict(subject: Subject) -> Iterator[Finding]:
+    """The head is said to be the embedding, and the stored tensors differ."""
+    checkpoint = subject.checkpoint
+    if not checkpoint.model.tied or HEAD not in checkpoint.tensors:
+        return
+    head, embedding = checkpoint.load(HEAD), checkpoint.load(EMBEDDING)
+    if head.shape != embedding.shape:
+        found = f"a head of shape {tuple(head.shape)} beside an embedding of shape {tuple(embedding.shape)}"
+    elif rows := _differing_rows(head, embedding):
+        found = f"true, and {rows} of {len(head)} rows of the head differ from the embedding"
+    else:
+        return
+    yield finding("tie-conflict", file="config.json", field="tie_word_embeddings", found=found, expected="false")
+
+
+def tag_untrained(subject: Subject) -> Iterator[Finding]:
+    """Template tags whose row in the embedding, or for the terminator in the head, carries no training.
+
+    Only the terminator is judged in the head: nothing else has to be said by the model, and a loss that leaves
+    prompts out never trains the head rows of the other tags.
+    """
+    contract, checkpoint = subject.contract, subject.checkpoint
+    if contract is None or subject.probe is None:
+        return
+    printed = [tag for tag in contract.tags if any(tag.text in text for text in subject.probe.renderings)]
+    closing = [tag for tag in contract.tags if tag.id == contract.terminator_id]
+    for name, tags in ((EMBEDDING, printed), (HEAD, closing)):
+        if name in checkpoint.tensors:
+            yield from _untrained(checkpoint, name, [tag for tag in tags if tag.id < checkpoint.tensors[name].shape[0]])
+
+
+def _untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[Finding]:
+    weight = checkpoint.load(name)
+    usual = _usual_row(weight)
+    for tag in tags:
+        row = weight[tag.id].float()
+        if row.norm() < _ZERO * usual.norm:
+            found = f"row {tag.id} is zero"
+        elif (row - usual.mean).norm() < _MEAN * usual.spread:
+            found = f"row {tag.id} is the mean of all rows"
+        elif copies := _copies(weight, tag.id):
+            found = f"row {tag.id} equals row {copies[0]}" + (f" and {len(copies) - 1} more" if copies[1:] else "")
+        else:
+            continue
+        yield finding(
+            "tag-untrained",
+            file=checkpoint.tensors[name].file,
+            field=name,
+            found=f"{tag.text}: {found}",
+            expected="a row of its own",
+        )
+
+
+@dataclass(frozen=True)
+class _UsualRow:
+    mean: Tensor  # (hidden,)
+    norm: float
+    """Mean norm of a row."""
+    spread: float
+    """Mean distance of a row from the mean row."""
+
+
+def _usual_row(
+    weight: Tensor,  # (rows, hidden)
+) -> _UsualRow:
+    rows = len(weight)
+    mean = torch.stack([part.sum(0) for part in _chunks(weight)]).sum(0) / rows
+    norm = sum(part.norm(dim=1).sum().item() for part in _chunks(weight)) / rows
+    spread = sum((part - mean).norm(dim=1).sum().item() for part in _chunks(weight)) / rows
+    return _UsualRow(mean, norm, spread)
+
+
+def _chunks(weight: Tensor) -> Iterator[Tensor]:
+    """The rows in float32, a few at a time."""
+    return (part.float() for part in torch.split(weight, _CHUNK_ROWS))
+
+
+def _copies(weight: Tensor, row: int) -> list[int]:
+    """Other rows that equal this one in every value."""
+    first_column = (weight[:, 0] == weight[row, 0]).nonzero().flatten().tolist()
+    return [other for other in first_column if other != row and torch.equal(weight[other], weight[row])]
+
+
+def _differing_rows(left: Tensor, right: Tensor) -> int:
+    parts = zip(torch.split(left, _CHUNK_ROWS), torch.split(right, _CHUNK_ROWS), strict=True)
+    return sum(int((mine != theirs).any(dim=1).sum()) for mine, theirs in parts)
