@@ -10,13 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import Finding
 from hermetiq.model import ModelConfig
+
+if TYPE_CHECKING:
+    # The tokenizer's readers use what stands beside this module, so at run time it may not import them.
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Provenance:
     """Name of the LoRA that was merged at load."""
     revision: str | None = None
     """Commit of the Hub snapshot."""
+    tokenizer: str | None = None
+    """Name of the adapter whose folder the tokenizer was taken from, in place of the base model's."""
 
 
 class Checkpoint(ABC):

@@ -1,0 +1,184 @@
+"""A model folder as Hugging Face tools write it, opened without trust and without reading its weights.
+
+Everything that makes the folder unusable is found in one go and refused together, so that a user repairs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from hermetiq.errors import Finding, Refusal
+from hermetiq.model import ModelConfig
+from hermetiq.rules import finding
+
+from . import tokenizer
+from .base import Checkpoint, Provenance, TensorInfo
+from .documents import incomplete, read_documents, read_provenance, read_templates
+from .families import parse_config
+from .identity import folder_digest
+from .shards import listed, load_tensor, read_tensors
+
+HEAD: Final = "lm_head.weight"
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_QUANTIZER_FILES = ("quantize_config.json", "quant_config.json")
+_QUANTIZED_PARTS = frozenset(
+    {
+        *("qweight", "qzeros", "scales", "g_idx"),  # GPTQ, AWQ
+        *("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm", "trellis"),  # EXL2, EXL3
+        *("absmax", "quant_map", "nested_absmax", "quant_state", "SCB", "weight_format"),  # bitsandbytes
+        *("weight_scale", "weight_scale_inv", "weight_packed", "weight_zero_point", "input_scale"),  # FP8, compressed
+    }
+)
+"""Parts of tensor names that only quantized layouts have."""
+
+
+class FolderCheckpoint(Checkpoint):
+    """`config.json`, a tokenizer and safetensors in one folder; a snapshot of the Hub's cache is one, too.
+
+    Raises:
+        HermetiqError: the model is of no supported family.
+        Refusal: every error that `scan` finds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        contents = _read(folder)
+        errors = [each for each in contents.findings if each.severity == "error"]
+        if contents.model is None or errors:
+            raise Refusal(*errors)
+        self.path = folder
+        self.documents = contents.documents
+        self.config = contents.documents["config.json"]
+        self.model = contents.model
+        self.templates = contents.templates
+        self.tensors = contents.tensors
+        self.provenance = contents.provenance
+        self.findings = contents.findings
+        self.tokenizer = tokenizer.from_folder(folder, self.documents)
+
+    def load(self, name: str) -> Tensor:
+        return load_tensor(self.path, name, self.tensors[name])
+
+    def fingerprint(self) -> str:
+        return folder_digest(self.path, self.tensors, self.load)
+
+
+def scan(folder: Path) -> tuple[Finding, ...]:
+    """What is wrong with a model folder as files: unreadable, quantized, with code of its own, or not whole.
+
+    Raises:
+        HermetiqError: the model is of no supported family, so there is nothing to hold it against.
+    """
+    return _read(folder).findings
+
+
+def remote_code(documents: Mapping[str, Mapping[str, Any]]) -> tuple[Finding, ...]:
+    """`remote-code` for each document that maps classes to Python files of the checkpoint."""
+    return tuple(
+        finding(
+            "remote-code", file=file, field="auto_map", found=repr(document["auto_map"])[:80], expected="no auto_map"
+        )
+        for file, document in documents.items()
+        if document.get("auto_map")
+    )
+
+
+def quantized(
+    folder: Path, documents: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, TensorInfo]
+) -> tuple[Finding, ...]:
+    """`source-quantized` for each sign of it: the configuration, a quantizer's own file, the stored tensors."""
+    signs = list[Finding]()
+    stated = documents.get("config.json", {}).get("quantization_config")
+    if stated:
+        method = stated.get("quant_method") if isinstance(stated, Mapping) else stated
+        signs.append(_quantized("config.json", "quantization_config", repr(method)[:80]))
+    signs += [_quantized(file, "", "settings of a quantizer") for file in _QUANTIZER_FILES if (folder / file).exists()]
+    packed = {
+        name: info
+        for name, info in tensors.items()
+        if info.dtype not in _FLOATS or not _QUANTIZED_PARTS.isdisjoint(name.split("."))
+    }
+    if packed:
+        found = listed(f"{name} ({info.dtype})" for name, info in packed.items())
+        signs.append(_quantized(next(iter(packed.values())).file, "", found))
+    return tuple(signs)
+
+
+def mismatches(model: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[Finding, ...]:
+    """`source-incomplete` for names that are missing or left over and for shapes that the configuration denies.
+
+    A head stored beside a tied embedding is allowed; the rule `tie-conflict` compares the two.
+    """
+    expected = model.expected_tensors()
+    allowed = expected | {HEAD: (model.rows, model.hidden)}
+    file = next((info.file for info in tensors.values()), "config.json")
+    missing = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in allowed]
+    shapes = [
+        f"{name} {info.shape} for {allowed[name]}"
+        for name, info in tensors.items()
+        if name in allowed and info.shape != allowed[name]
+    ]
+    table = (
+        (missing, "missing", "every tensor that config.json asks for"),
+        (surplus, "left over", f"only tensors of a {model.family} model"),
+        (shapes, "other shapes", "the shapes of config.json"),
+    )
+    return tuple(
+        incomplete(file, found=f"{len(names)} {what}: {listed(names)}", expected=expected_there)
+        for names, what, expected_there in table
+        if names
+    )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    documents: Mapping[str, Mapping[str, Any]]
+    templates: Mapping[str, str]
+    provenance: Provenance
+    tensors: Mapping[str, TensorInfo]
+    model: ModelConfig | None
+    findings: tuple[Finding, ...]
+
+
+def _read(folder: Path) -> _Contents:
+    """Everything but the weights, with all findings on the way."""
+    documents, findings = read_documents(folder)
+    model, wrong_config = _read_model(folder, documents)
+    templates, wrong_templates = read_templates(folder, documents)
+    provenance, wrong_card = read_provenance(folder, documents)
+    stored, wrong_tensors = read_tensors(folder)
+    # Old exports keep this buffer; it follows from rope_theta.
+    tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    packed = quantized(folder, documents, tensors)
+    findings += (*wrong_config, *remote_code(documents), *packed, *wrong_tensors)
+    if model is not None and not packed and not wrong_tensors:
+        # Of a quantized or broken set every name would be wrong, which tells nobody anything.
+        findings += mismatches(model, tensors)
+    findings += (*wrong_templates, *wrong_card)
+    return _Contents(documents, templates, provenance, tensors, model, findings)
+
+
+def _read_model(
+    folder: Path, documents: Mapping[str, Mapping[str, Any]]
+) -> tuple[ModelConfig | None, tuple[Finding, ...]]:
+    if "config.json" in documents:
+        try:
+            return parse_config(documents["config.json"]), ()
+        except Refusal as refusal:
+            return None, refusal.findings
+    if (folder / "config.json").exists():
+        return None, ()  # Unreadable, and found so before.
+    if (folder / "adapter_config.json").exists():
+        repair = "Open the base model and give this folder as --adapter."
+        return None, (incomplete("config.json", found="a LoRA adapter alone", expected="a model", repair=repair),)
+    return None, (incomplete("config.json", found="no such file", expected="the configuration of the model"),)
+
+
+def _quantized(file: str, field: str, found: str) -> Finding:
+    return finding("source-quantized", file=file, field=field, found=found, expected="float weights")

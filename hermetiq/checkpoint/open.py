@@ -1,0 +1,68 @@
+"""One door for every kind of source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hermetiq.errors import HermetiqError
+
+from .adapter import AdapterCheckpoint
+from .base import Checkpoint
+from .folder import FolderCheckpoint
+from .hub import is_hub_id, snapshot
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Open a model without reading its weights.
+
+    Args:
+        path: a model folder, a `.gguf` file, or the Hub id ORG/NAME where no such path exists here.
+        adapter: a LoRA in peft's layout, as a folder or a Hub id, to merge into it.
+        revision: branch, tag or commit of a Hub id.
+
+    Raises:
+        HermetiqError: nothing there, an unsupported family or adapter, or the Hub says no.
+        Refusal: the source breaks a rule that makes it unusable.
+    """
+    source = _locate(path, revision)
+    base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else FolderCheckpoint(_folder(source))
+    return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None)))
+
+
+def _locate(path: str | Path, revision: str | None) -> Path:
+    local, text = Path(path), str(path)
+    if _exists(local):
+        if revision is not None:
+            raise HermetiqError("a local path has no revision", where=text, remedy="leave --revision out")
+        return local
+    if not is_hub_id(text):
+        raise HermetiqError(
+            "no such file or folder", where=text, remedy="give a model folder, a .gguf file or a Hub id ORG/NAME"
+        )
+    return snapshot(text, revision=revision)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # Too long for a path, for instance.
+        return False
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise HermetiqError("not a folder, and not a .gguf file", where=str(path), remedy="give the folder it lies in")
+    return path
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    # Imported late: the gguf package is slow to load, and only this source needs it.
+    from .gguf_source import GgufCheckpoint
+
+    return GgufCheckpoint(path)
