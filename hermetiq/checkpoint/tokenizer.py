@@ -1,20 +1,30 @@
 """A tokenizer as hermetiq uses it: the `tokenizers` backend that encodes, and the vocabulary as data.
 
-STUB: signatures only; being written.
+transformers' AutoTokenizer is not used: it picks a class by name, and several classes rebuild the pipeline from parts
+instead of reading `tokenizer.json`. What the files say is what is read here; a test holds the ids against transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import tokenizers
 
-from hermetiq.model import Vocabulary
+from hermetiq.errors import Refusal
+from hermetiq.model import SpecialIds, Vocabulary
+from hermetiq.rules import finding
+
+from .tokenizer_files import read_source, special_texts
+from .vocabulary import build_backend
 
 
 @dataclass(frozen=True)
 class Tokenizer:
+    """How a checkpoint turns text into ids. The special tokens are texts as its files name them."""
+
     backend: tokenizers.Tokenizer
     vocabulary: Vocabulary
     """`pre` is empty where the pre-tokenizer is not one that llama.cpp knows (rule `pretokenizer-unknown`)."""
@@ -28,11 +38,89 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Ids of `text`; tags are recognised, BOS and EOS are added only on request and by the tokenizer's policy."""
-        raise NotImplementedError
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if not add_special:
+            return ids
+        first = self._special(self.bos_token) if self.add_bos else []
+        last = self._special(self.eos_token) if self.add_eos else []
+        return [*first, *ids, *last]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        raise NotImplementedError
+        """The text of `ids`, without special tokens if `skip_special`."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def id_of(self, text: str) -> int | None:
         """Id of the token whose text is exactly `text` (added tokens included), or None."""
-        raise NotImplementedError
+        index: int | None = self.backend.token_to_id(text)
+        return index
+
+    def _special(self, text: str | None) -> list[int]:
+        index = None if text is None else self.id_of(text)
+        return [] if index is None else [index]
+
+
+def from_folder(folder: Path, documents: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    BOS and EOS follow `add_bos_token` and `add_eos_token` of `tokenizer_config.json` where it has one of them, else the
+    post-processor of `tokenizer.json`; a bare `tokenizer.model` gets BOS.
+
+    Args:
+        documents: the folder's parsed JSON by file name.
+
+    Raises:
+        Refusal: `source-incomplete`, there is no tokenizer, it cannot be read, or it is not a BPE.
+    """
+    source = read_source(folder, documents)
+    config = documents.get("tokenizer_config.json", {})
+    special = {**source.special, **special_texts(documents)}
+    if "add_bos_token" in config or "add_eos_token" in config:
+        add_bos, add_eos = bool(config.get("add_bos_token")), bool(config.get("add_eos_token"))
+    else:
+        if max(len(source.prefix), len(source.suffix)) > 1:
+            found = f"{' '.join(source.prefix)} before a text and {' '.join(source.suffix)} behind it"
+            raise Refusal(
+                finding(
+                    "source-incomplete",
+                    file="tokenizer.json",
+                    field="post_processor",
+                    found=found,
+                    expected="at most one token on each side",
+                )
+            )
+        # What is really put there counts, whatever the configuration calls it.
+        add_bos, add_eos = bool(source.prefix), bool(source.suffix)
+        special |= dict(zip(("bos_token",), source.prefix, strict=False))
+        special |= dict(zip(("eos_token",), source.suffix, strict=False))
+    return Tokenizer(
+        backend=source.backend,
+        vocabulary=source.vocabulary,
+        add_bos=add_bos and "bos_token" in special,
+        add_eos=add_eos and "eos_token" in special,
+        bos_token=special.get("bos_token"),
+        eos_token=special.get("eos_token"),
+        pad_token=special.get("pad_token"),
+        unk_token=special.get("unk_token"),
+    )
+
+
+def from_vocabulary(vocabulary: Vocabulary, ids: SpecialIds, *, file: str = "vocabulary") -> Tokenizer:
+    """The tokenizer that llama.cpp makes of a GGUF's vocabulary; `file` names it in messages.
+
+    Raises:
+        Refusal: `pretokenizer-unknown`, or `source-incomplete` where a merge makes no token.
+    """
+
+    def text(index: int | None) -> str | None:
+        return vocabulary.tokens[index].text if index is not None and index < len(vocabulary.tokens) else None
+
+    return Tokenizer(
+        backend=build_backend(vocabulary, file=file),
+        vocabulary=vocabulary,
+        add_bos=ids.add_bos,
+        add_eos=ids.add_eos,
+        bos_token=text(ids.bos),
+        eos_token=text(ids.eos),
+        pad_token=text(ids.pad),
+        unk_token=text(ids.unk),
+    )
