@@ -174,8 +174,9 @@ def export(
 ) -> None:
     """Quantize a checkpoint to every requested type in one read."""
     from hermetiq import pipeline
+    from hermetiq.quantize.spec import parse
 
-    specs = pipeline.parse_specs(to)
+    specs = [parse(text) for text in to]
     with progress("opening") as tick:
         job = pipeline.prepare(path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name)
         manifest = None if dry_run else pipeline.export(job, folder, overwrite=overwrite, threads=threads, tick=tick)
