@@ -17,16 +17,12 @@ FACTORS = "rope_freqs.weight"
 
 _KEYS: Mapping[str, Mapping[str, str]] = {
     "linear": {"factor": "factor"},
-    "yarn": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_context_length",
-        "beta_fast": "yarn_beta_fast",
-        "beta_slow": "yarn_beta_slow",
-    },
+    "yarn": {"factor": "factor", "original_max_position_embeddings": "original_context_length"},
     "llama3": {},
 }
 """By kind: field of `rope_scaling` -> what follows `rope.scaling.` in its GGUF key."""
 
+_YARN_ASSUMED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _REQUIRED = {"linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
 
@@ -84,12 +80,13 @@ def _checked(config: ModelConfig) -> tuple[str, Mapping[str, Any]]:
 
 
 def _check_yarn(fields: Mapping[str, Any]) -> None:
-    """llama.cpp always scales attention by 1 + 0.1 ln(factor), and has no other way to cut the ramp."""
-    usual = 1 + 0.1 * log(max(1.0, fields["factor"]))
-    if not isclose(fields.get("attention_factor", usual), usual, rel_tol=1e-4):
-        raise _refused("attention_factor", fields["attention_factor"], f"{usual:.6g}, or no such field")
-    for name, only in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if fields.get(name, only) != only:
+    """Hold the fields that llama.cpp has no key for, or does not read in these architectures, to what it assumes."""
+    for name, assumed in (("attention_factor", 1 + 0.1 * log(max(1.0, fields["factor"]))), *_YARN_ASSUMED.items()):
+        found = fields.get(name, assumed)
+        if not isinstance(found, int | float) or not isclose(found, assumed, rel_tol=1e-4):
+            raise _refused(name, found, f"{assumed:.6g}, or no such field")
+    for name in ("mscale", "mscale_all_dim"):
+        if name in fields:
             raise _refused(name, fields[name], "no such field")
 
 

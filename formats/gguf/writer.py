@@ -28,8 +28,8 @@ from hermetiq.quantize import ggml
 from hermetiq.quantize.ggml import Blocks, Ggml, NonFinite, OutOfRange
 from hermetiq.rules import finding
 
-from .names import Order, row_order
 from .layout import GgufPlan, PlannedTensor, aligned
+from .names import Order, row_order
 
 
 class StoredTensor(Protocol):
