@@ -1,0 +1,82 @@
+"""Chat templates in the style of the model families, each written here with what is peculiar to it."""
+
+from __future__ import annotations
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'"
+    " + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHATML_WITH_DEFAULT_SYSTEM = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{%- endif %}" + CHATML
+)
+CHATML_LAST_TURN_OPEN = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- if not loop.last %}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- endfor %}"""
+TRIMMING = """
+{%- for message in messages %}
+    {{- '<|im_start|>' ~ message.role ~ '\\n' ~ (message.content | trim) ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+MISTRAL = """
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST] ' + message['content'] + ' [/INST]' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- message['content'] + eos_token + ' ' }}
+    {%- else %}
+        {{- raise_exception('Only user and assistant roles are supported!') }}
+    {%- endif %}
+{%- endfor %}"""
+LLAMA_2 = """
+{%- if messages[0]['role'] == 'system' %}
+    {%- set loop_messages = messages[1:] %}
+    {%- set system = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' %}
+{%- else %}
+    {%- set loop_messages = messages %}{% set system = '' %}
+{%- endif %}
+{%- for message in loop_messages %}
+    {%- if message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + message['content'].strip() + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'].strip() + ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+ZEPHYR = """
+{%- for message in messages %}
+{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token }}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+ALPACA = """
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '### Input:\\n' + message.content + '\\n\\n' }}
+    {%- elif message.role == 'assistant' %}{{- '### Response:\\n' + message.content + '\\n\\n' }}
+    {%- else %}{{- '### Instruction:\\n' + message.content + '\\n\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '### Response:\\n' }}{%- endif %}"""
+TOOLS = """
+{%- set ns = namespace(asked=0, last=none) %}
+{%- if tools %}{{- '<tools>' ~ (tools | tojson) ~ '</tools>\\n' }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'skip' %}{%- continue %}{%- endif %}
+    {%- set ns.asked = ns.asked + 1 %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- message.content + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+    {%- if ns.asked > 9 %}{%- break %}{%- endif %}
+{%- endfor %}
+{{- {'é': [1, true, none], '<': dict(a=1)} | tojson(indent=1) }}{{- strftime_now('%Y') }}"""
