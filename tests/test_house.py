@@ -28,6 +28,7 @@ ORDER = (
     {"hermetiq.pipeline"},
     {"hermetiq.demo"},
     {"hermetiq.cli"},
+    {"hermetiq.__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 
