@@ -88,7 +88,8 @@ def parse_config(
     if raw.get("head_dim", family.head_dim) is None and hidden % heads:
         fields.refuse("hidden_size", hidden, f"a multiple of num_attention_heads ({heads})")
     kv_heads = fields.size("num_key_value_heads", family.kv_heads or heads, null=heads)
-    head_dim = fields.size("head_dim", family.head_dim or hidden // heads, null=hidden // heads)
+    derived = hidden // heads if family.head_dim is None else None
+    head_dim = fields.size("head_dim", family.head_dim or hidden // heads, null=derived)
     layers = fields.size("num_hidden_layers", 32)
     if layers > _MOST_LAYERS:
         fields.refuse("num_hidden_layers", layers, f"at most {_MOST_LAYERS}")
