@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ def tag_untrained(subject: Subject) -> Iterator[Finding]:
 def _untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[Finding]:
     weight = checkpoint.load(name)
     usual = _usual_row(weight)
+    if not math.isfinite(usual.norm):
+        return  # No row is usual here; weight-nan says why.
     for tag in tags:
         row = weight[tag.id].float()
         if row.norm() < _ZERO * usual.norm:
