@@ -103,7 +103,7 @@ def test_sliding_window_and_rotary_scaling_are_stated() -> None:
     assert found["llama.rope.scaling.original_context_length"] == 128
 
 
-@pytest.mark.parametrize(XX)
+@pytest.mark.parametrize(("recipe", "number"), [("F32", 0), ("F16", 1), ("Q8_0", 7), ("Q3_K_L", 13), ("BF16", 32)])
 def test_file_type_is_llama_cpps_number(recipe: str, number: int) -> None:
     assert written(header(CONFIG), recipe)["general.file_type"] == number
 
