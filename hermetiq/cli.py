@@ -35,7 +35,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Ship a chat model quantized, and prove that it is still the same chat model.",
 )
-out = Console(highlight=False, soft_wrap=True)
+WIDE = 240
+"""Columns where no terminal says how many there are: a table read by a program is never cut."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 talk = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]

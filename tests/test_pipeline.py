@@ -1,4 +1,4 @@
-"""The straight line from a checkpoint to artifacts: plans that hold, one read, and nothing unfinished under its name."""
+"""From a checkpoint to artifacts: plans that hold, one read, and nothing unfinished under its name."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_folder_with_other_files_is_left_alone(hermes: Path, tmp_path: Path) -
     job = prepare(hermes, SPECS[:1])
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(HermetiqError, match="not empty|hermetiq.json"):
+        with pytest.raises(HermetiqError, match=r"not empty|hermetiq\.json"):
             export(job, tmp_path, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
