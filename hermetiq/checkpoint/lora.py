@@ -29,6 +29,8 @@ _PREFIX = "base_model.model."
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 _WHOLE = ".base_layer.weight"
+_COPIES = (".modules_to_save.weight", ".original_module.weight")
+"""After the vocabulary grew, peft saves these beside a `.weight`: the same again, and what it was before training."""
 
 _UNDERSTOOD = frozenset(
     {
@@ -137,8 +139,9 @@ def _sort(
     factors: dict[str, tuple[str, str]] = {}
     strange = []
     for own in tensors:
-        name = own.removeprefix(_PREFIX)
-        target, pair = _target(name)
+        if any(own.endswith(copy) and own.removesuffix(copy) + ".weight" in tensors for copy in _COPIES):
+            continue
+        target, pair = _target(own.removeprefix(_PREFIX))
         if target not in shapes or (pair is not None and not {_PREFIX + each for each in pair} <= set(tensors)):
             strange.append(own)
         elif pair is None:
