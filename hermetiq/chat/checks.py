@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from hermetiq.chat.contract import EMBEDDING, used_tokens
-from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, token_text
+from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
@@ -71,7 +71,7 @@ def template_conflict(subject: Subject) -> Iterator[Finding]:
     yield finding(
         "template-conflict",
         file=file,
-        field="chat_template",
+        field=TEMPLATE_FIELD,
         found=found,
         expected=f"the template of {TEMPLATE}",
         severity=severity,
@@ -122,15 +122,15 @@ def token_split(subject: Subject) -> Iterator[Finding]:
 def tokenizer_class(subject: Subject) -> Iterator[Finding]:
     """A class that only transformers 5 knows, that nobody knows, or that rebuilds another kind of tokenizer."""
     stated = subject.checkpoint.documents.get("tokenizer_config.json", {}).get("tokenizer_class")
-    kind = subject.checkpoint.tokenizer.vocabulary.model
-    if stated is None or stated == _GENERIC_CLASS or stated in _CLASSES[kind]:
+    fitting = [_GENERIC_CLASS, *sorted(_CLASSES[subject.checkpoint.tokenizer.vocabulary.model])]
+    if stated is None or stated in fitting:
         return
     yield finding(
         "tokenizer-class",
         file="tokenizer_config.json",
         field="tokenizer_class",
         found=str(stated),
-        expected=", ".join([_GENERIC_CLASS, *sorted(_CLASSES[kind])]),
+        expected=", ".join(fitting),
     )
 
 
@@ -193,10 +193,9 @@ def duplicate_token(subject: Subject) -> Iterator[Finding]:
 
 def spm_stale(subject: Subject) -> Iterator[Finding]:
     """A tokenizer.model with other pieces than tokenizer.json, or whose added tags no file beside it names."""
-    checkpoint = subject.checkpoint
-    if not (checkpoint.path / SENTENCEPIECE).is_file():
+    if sentencepiece_path(subject.checkpoint) is None:
         return
-    pieces = sentencepiece_of(checkpoint)
+    pieces = sentencepiece_of(subject.checkpoint)
     severity: Severity | None = None
     if pieces is None:
         # Llama 3 ships another kind of file under this name, which converters know and leave alone.
@@ -257,8 +256,11 @@ def _stale_pieces(subject: Subject, pieces: list[str]) -> str:
     if differing:
         return listed(differing)
     documents = subject.checkpoint.documents
-    decoder = documents.get("tokenizer_config.json", {}).get("added_tokens_decoder") or {}
-    named = {*documents.get("added_tokens.json", {}), *map(token_text, decoder.values())}
+    decoder = documents.get("tokenizer_config.json", {}).get("added_tokens_decoder")
+    named = {
+        *documents.get("added_tokens.json", {}),
+        *map(token_text, decoder.values() if isinstance(decoder, dict) else ()),
+    }
     added = [token.text for token in vocabulary[len(pieces) :] if token.kind is not TokenKind.UNUSED]
     unnamed = [text for text in added if text not in named]
     return (

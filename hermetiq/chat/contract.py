@@ -8,7 +8,6 @@ read into this type, and two contracts are compared; that comparison is the hear
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,9 +80,11 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
     tokenizer = checkpoint.tokenizer
     terminator = _terminator(seen, tokenizer)
     stated = (*eos_sources(checkpoint), _template_source(seen, terminator))
-    stops = {token for source in stated if source.obeyed for token in source.ids}
+    tokens = used_tokens(tokenizer)
+    # An id without a token cannot stop anything, and llama.cpp does not load a file that names one.
+    stops = {token for source in stated if source.obeyed for token in source.ids if 0 <= token < tokens}
     bos = _id_of(tokenizer, tokenizer.bos_token)
-    pad = _id_of(tokenizer, tokenizer.pad_token)
+    pads = (_id_of(tokenizer, tokenizer.pad_token), *id_list(checkpoint.config.get("pad_token_id")))
     prints_bos = tokenizer.bos_token is not None and seen.chat.startswith(tokenizer.bos_token)
     return ChatContract(
         template=seen.template,
@@ -93,9 +94,9 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
         tags=_tags(seen, tokenizer, terminator),
         bos_token_id=bos,
         add_bos=tokenizer.add_bos and bos is not None and not prints_bos,
-        pad_token_id=_configured_pad(checkpoint.config) if pad is None else pad,
+        pad_token_id=next((token for token in pads if token is not None and 0 <= token < tokens), None),
         unk_token_id=_id_of(tokenizer, tokenizer.unk_token),
-        tokens=used_tokens(tokenizer),
+        tokens=tokens,
         rows=checkpoint.tensors[EMBEDDING].shape[0],
         eos_sources=stated,
     )
@@ -192,10 +193,6 @@ def _tags(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> tuple[Tag, ...]
 
 def _id_of(tokenizer: Tokenizer, text: str | None) -> int | None:
     return None if text is None else tokenizer.id_of(text)
-
-
-def _configured_pad(config: Mapping[str, Any]) -> int | None:
-    return next((token for token in id_list(config.get("pad_token_id")) if token >= 0), None)
 
 
 def used_tokens(tokenizer: Tokenizer) -> int:

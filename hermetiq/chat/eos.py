@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -101,13 +102,19 @@ def _sentencepiece(checkpoint: Checkpoint) -> Iterator[EosSource]:
         yield EosSource(SENTENCEPIECE, "eos_id", pieces.id_to_piece(pieces.eos_id()), (pieces.eos_id(),))
 
 
+def sentencepiece_path(checkpoint: Checkpoint) -> Path | None:
+    """The tokenizer.model that goes with the checkpoint's tokenizer; None without one."""
+    path = checkpoint.path / SENTENCEPIECE
+    if checkpoint.provenance.tokenizer is not None:
+        return None  # An adapter brought its own tokenizer; the base's file is not its.
+    return path if path.is_file() and stays_inside(checkpoint.path, path) else None
+
+
 def sentencepiece_of(checkpoint: Checkpoint) -> sentencepiece.SentencePieceProcessor | None:
     """The checkpoint's tokenizer.model; None without one, or where the file is of another kind."""
-    path = checkpoint.path / SENTENCEPIECE
-    if not path.is_file() or not stays_inside(checkpoint.path, path):
-        return None
+    path = sentencepiece_path(checkpoint)
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return None if path is None else sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError:
         return None
 
