@@ -5,7 +5,8 @@ The sandboxed Jinja environment keeps a template away from Python's internals. I
 script and imports nothing but jinja2, so that it starts in a tenth of a second; `template.py` is its only caller.
 
 The environment renders what `apply_chat_template` of transformers renders; `tests/chat/test_template.py` holds that.
-Protocol: one JSON object on stdin, one on stdout (`template.py` names the keys).
+Its arguments are the limits: CPU seconds, bytes of memory, characters of one rendered chat. On stdin it reads
+`{"template": …, "requests": [variables, …]}`, and prints a list of outcomes, one for each request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -137,14 +138,14 @@ def outcome_of(error: BaseException) -> dict[str, str]:
     return {"unsafe" if unsafe else "error": message[:MESSAGE_CHARACTERS]}
 
 
-def render_all(job: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def render_all(source: str, requests: list[dict[str, Any]], output_characters: int) -> Iterator[dict[str, str]]:
     """One outcome for each request: `text`, `error` (the template's own complaint) or `unsafe`."""
     jinja = environment()
-    refuse_private_names(jinja.parse(job["template"]))
-    template = jinja.from_string(job["template"])
-    for variables in job["requests"]:
+    refuse_private_names(jinja.parse(source))
+    template = jinja.from_string(source)
+    for variables in requests:
         try:
-            yield {"text": limited(template.generate(**variables), job["output_characters"])}
+            yield {"text": limited(template.generate(**variables), output_characters)}
         except Exception as error:
             yield outcome_of(error)
 
@@ -158,10 +159,11 @@ def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
 
 
 def main() -> None:
+    cpu_seconds, memory_bytes, output_characters = map(int, sys.argv[1:])
+    limit_process(cpu_seconds, memory_bytes)
     job = json.load(sys.stdin)
-    limit_process(job["cpu_seconds"], job["memory_bytes"])
     try:
-        outcomes = list(render_all(job))
+        outcomes = list(render_all(job["template"], job["requests"], output_characters))
     except Exception as error:
         outcomes = [outcome_of(error)] * len(job["requests"])
     json.dump(outcomes, sys.stdout)

@@ -19,11 +19,14 @@ from typing import Any
 from hermetiq.errors import HermetiqError
 
 CPU_SECONDS = 2
-REQUESTS_PER_CPU_SECOND = 50
 WALL_SECONDS = 30
 MEMORY_BYTES = 512 * 1024 * 1024
 OUTPUT_CHARACTERS = 2_000_000
 """Of one rendered chat."""
+REQUESTS_PER_SECOND = 50
+CHARACTERS_PER_SECOND = 5_000_000
+MEMORY_PER_CHARACTER = 16
+"""What honest work may take beyond these limits: they grow with the job's chats and characters."""
 
 _WORKER = Path(__file__).with_name("render_worker.py")
 _ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
@@ -72,14 +75,9 @@ def render_each(template: str, requests: Sequence[RenderRequest]) -> list[str | 
     """
     if not requests:
         return []
-    job = {
-        "template": template,
-        "cpu_seconds": CPU_SECONDS + len(requests) // REQUESTS_PER_CPU_SECOND,
-        "memory_bytes": MEMORY_BYTES,
-        "output_characters": OUTPUT_CHARACTERS,
-        "requests": [_variables(request) for request in requests],
-    }
-    return [_outcome(answer) for answer in json.loads(_run(json.dumps(job)))]
+    job = json.dumps({"template": template, "requests": [_variables(request) for request in requests]})
+    more_seconds = len(requests) // REQUESTS_PER_SECOND + len(job) // CHARACTERS_PER_SECOND
+    return [_outcome(answer) for answer in json.loads(_run(job, more_seconds))]
 
 
 def _variables(request: RenderRequest) -> dict[str, Any]:
@@ -100,15 +98,21 @@ def _outcome(answer: Mapping[str, str]) -> str | TemplateError:
     return answer["text"]
 
 
-def _run(job: str) -> str:
-    """Run the worker on a job and return what it printed."""
-    # -P: the folder of the worker, and the one the user stands in, must not shadow modules.
-    command = [sys.executable, "-P", str(_WORKER)]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    wall_seconds = WALL_SECONDS + job.count('"messages"') // REQUESTS_PER_CPU_SECOND
+def _run(job: str, more_seconds: int) -> str:
+    """Run the worker on a job, with so many seconds beyond the usual, and return what it printed."""
+    wall_seconds = WALL_SECONDS + more_seconds
+    limits = (CPU_SECONDS + more_seconds, MEMORY_BYTES + MEMORY_PER_CHARACTER * len(job), OUTPUT_CHARACTERS)
     try:
         done = subprocess.run(
-            command, input=job, capture_output=True, text=True, timeout=wall_seconds, env=environment, cwd="/"
+            # -P: the folder of the worker, and the one the user stands in, must not shadow modules.
+            [sys.executable, "-P", str(_WORKER), *map(str, limits)],
+            input=job,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=wall_seconds,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            cwd="/",
         )
     except subprocess.TimeoutExpired:
         raise _unsafe(f"did not end within {wall_seconds} seconds") from None

@@ -138,6 +138,12 @@ def test_modules_beside_the_user_are_not_run(monkeypatch: pytest.MonkeyPatch, tm
     assert render("fine", [RenderRequest(CHATS["question"])]) == ["fine"]
 
 
+def test_long_chats_are_not_taken_for_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_module, "MEMORY_BYTES", 60_000_000)
+    texts = render(templates.CHATML, [RenderRequest([{"role": "user", "content": "é" * 400_000}])] * 20)
+    assert {len(text) for text in texts} == {400_000 + len("<|im_start|>user\n<|im_end|>\n")}
+
+
 def test_many_chats_take_one_process_and_keep_their_order() -> None:
     requests = [RenderRequest([{"role": "user", "content": str(i)}]) for i in range(2000)]
     start = time.monotonic()
