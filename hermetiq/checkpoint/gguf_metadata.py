@@ -30,6 +30,14 @@ _CLASSES: Final = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _ARCHITECTURES: Final = ("llama", "qwen2", "qwen3")
+_REQUIRED: Final = {
+    "hidden_size": Keys.LLM.EMBEDDING_LENGTH,
+    "intermediate_size": Keys.LLM.FEED_FORWARD_LENGTH,
+    "num_hidden_layers": Keys.LLM.BLOCK_COUNT,
+    "num_attention_heads": Keys.Attention.HEAD_COUNT,
+    "max_position_embeddings": Keys.LLM.CONTEXT_LENGTH,
+    "rms_norm_eps": Keys.Attention.LAYERNORM_RMS_EPS,
+}
 _LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The parameters of every published Llama 3.x; a GGUF keeps only the factors that follow from them."""
 _KINDS: Final = frozenset(TokenKind)
@@ -61,8 +69,11 @@ def restored_config(
             remedy=f"hermetiq reads models of {', '.join(_ARCHITECTURES)}, dense",
         )
     fields = Fields({key: _uniform(value) for key, value in metadata.items()}, file)
-    required = {name: key.format(arch=arch) for name, key in _SIZES.items()}
-    sizes = {name: fields.size(key, 0) for name, key in required.items()}
+    keys = {name: key.format(arch=arch) for name, key in _REQUIRED.items()}
+    absent = [key for key in keys.values() if key not in metadata]
+    if absent:
+        raise _refusal(file, absent[0], "no such key", "the shape of the model")
+    sizes = {name: fields.size(key, 0) for name, key in keys.items() if name != "rms_norm_eps"}
     embedding = shapes.get("token_embd.weight", ())
     if len(embedding) != 2:
         raise Refusal(incomplete(file, field="token_embd.weight", found="no such matrix", expected="an embedding"))
@@ -77,7 +88,7 @@ def restored_config(
         "num_key_value_heads": fields.size(Keys.Attention.HEAD_COUNT_KV.format(arch=arch), heads),
         "head_dim": head_dim,
         "vocab_size": embedding[0],
-        "rms_norm_eps": _shortest(fields.positive(Keys.Attention.LAYERNORM_RMS_EPS.format(arch=arch), 0.0)),
+        "rms_norm_eps": _shortest(fields.positive(keys["rms_norm_eps"], 0.0)),
         "hidden_act": "silu",
         "attention_bias": any(name.endswith(("attn_q.bias", "attn_output.bias")) for name in shapes),
         "mlp_bias": any(name.endswith("ffn_down.bias") for name in shapes),
@@ -111,7 +122,7 @@ def restored_vocabulary(metadata: Mapping[str, Any], file: str) -> Vocabulary:
         pre="default" if model == "llama" else str(metadata.get(keys.PRE, "")),
         tokens=tokens,
         merges=tuple(_list(metadata, keys.MERGES, str, file)) if model == "gpt2" else (),
-        add_space_prefix=bool(metadata.get(keys.ADD_PREFIX, model == "llama")),
+        add_space_prefix=model == "llama" and bool(metadata.get(keys.ADD_PREFIX, True)),
     )
 
 
@@ -167,15 +178,6 @@ def restored_provenance(metadata: Mapping[str, Any], fallback: str) -> Provenanc
     return Provenance(
         name=file_name(text(keys.NAME) or fallback), license=text(keys.LICENSE), base_models=tuple(parents)
     )
-
-
-_SIZES: Final = {
-    "hidden_size": Keys.LLM.EMBEDDING_LENGTH,
-    "intermediate_size": Keys.LLM.FEED_FORWARD_LENGTH,
-    "num_hidden_layers": Keys.LLM.BLOCK_COUNT,
-    "num_attention_heads": Keys.Attention.HEAD_COUNT,
-    "max_position_embeddings": Keys.LLM.CONTEXT_LENGTH,
-}
 
 
 def _uniform(value: Any) -> Any:

@@ -6,6 +6,8 @@ get wrong, but it has the spaces in front of a text, so there the ids themselves
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hermetiq.errors import Finding, Severity
 from hermetiq.rules import finding
 
@@ -20,7 +22,7 @@ _FIELD = "pre_tokenizer"
 def pretokenizer_finding(tokenizer: Tokenizer, file: str) -> Finding | None:
     """The finding on `file`, where the tokenizer stands, or None where llama.cpp gives the same ids.
 
-    It is a warning where only text that begins without a tag differs: a chat then has the right ids all the same.
+    It is a warning where only the space in front of a text differs, and a chat has the right ids all the same.
     """
     return _sentencepiece(tokenizer, file) if tokenizer.vocabulary.model == "llama" else _byte_level(tokenizer, file)
 
@@ -45,21 +47,21 @@ def _sentencepiece(tokenizer: Tokenizer, file: str) -> Finding | None:
         texts = [tag + text for text in probes()]
         mine = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
         others = theirs.encode_batch(texts, add_special_tokens=False)
-        return [text for text, one, other in zip(texts, mine, others, strict=True) if one.ids != other.ids]
+        return [text for text, one, other in zip(probes(), mine, others, strict=True) if one.ids != other.ids]
 
     plain = differing("")
     if not plain:
         return None
     tags = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
-    in_chats = differing(tags[0]) if tags else plain
-    severity: Severity = "error" if in_chats else "warning"
-    found = f"other ids in {_listed(in_chats or plain)}"
-    expected = "spaces as in Llama, and merges that follow the pieces' order"
-    if not in_chats:
-        expected = "a space before every stretch of text, or before none"
+    # Metaspace puts no space before a space, and with `first` none behind a tag; llama.cpp can do neither. In a chat
+    # text stands behind a tag and begins with a role or a line end, so that harms nobody.
+    harmful = [text for text in (differing(tags[0]) if tags else plain) if not text.startswith(" ")]
+    severity: Severity = "error" if harmful else "warning"
+    found = f"other ids than llama.cpp's for {_listed(harmful or plain)}"
+    expected = "merges as in Llama" if harmful else "a space before every text, or before none"
     return finding("pretokenizer-unknown", file=file, field=_FIELD, found=found, expected=expected, severity=severity)
 
 
-def _listed(texts: tuple[str, ...] | list[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     shortest = ", ".join(repr(text) for text in sorted(texts, key=len)[:3])
     return f"{len(texts)} of {len(probes())} test strings, as {shortest}"

@@ -86,7 +86,7 @@ TABLE = (
         (r"\p{N}", _GPT2),
         aliases=("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
     ),
-    PreTokenizer("smaug-bpe", (_MODERN.replace("DIGITS", "{1,3}"),), aliases=("dbrx", "glm4", "chatglm-bpe")),
+    PreTokenizer("smaug-bpe", (_MODERN.replace("DIGITS", "{1,3}"),), aliases=("dbrx", "chatglm-bpe")),
     PreTokenizer("tekken", (_TEKKEN,), ignore_merges=True, add_bos=True),
     PreTokenizer(
         "deepseek-v3", (r"\p{N}{1,3}", _CJK, _DEEPSEEK), aliases=("hunyuan-dense", "joyai-llm", "hy_v4")

@@ -62,8 +62,9 @@ class Tokenizer:
 def from_folder(folder: Path, documents: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a model folder.
 
-    BOS and EOS follow `add_bos_token` and `add_eos_token` of `tokenizer_config.json` where it has one of them, else the
-    post-processor of `tokenizer.json`; a bare `tokenizer.model` gets BOS.
+    Whether encoding adds BOS and EOS is what `add_bos_token` and `add_eos_token` of `tokenizer_config.json` say, as for
+    transformers 4 and every GGUF converter; what they leave open, the post-processor of `tokenizer.json` decides
+    (transformers 5 asks it alone). A bare `tokenizer.model` gets BOS.
 
     Args:
         documents: the folder's parsed JSON by file name.
@@ -74,29 +75,18 @@ def from_folder(folder: Path, documents: Mapping[str, Any]) -> Tokenizer:
     source = read_source(folder, documents)
     config = documents.get("tokenizer_config.json", {})
     special = {**source.special, **special_texts(documents)}
-    if "add_bos_token" in config or "add_eos_token" in config:
-        add_bos, add_eos = bool(config.get("add_bos_token")), bool(config.get("add_eos_token"))
-    else:
-        if max(len(source.prefix), len(source.suffix)) > 1:
-            found = f"{' '.join(source.prefix)} before a text and {' '.join(source.suffix)} behind it"
-            raise Refusal(
-                finding(
-                    "source-incomplete",
-                    file="tokenizer.json",
-                    field="post_processor",
-                    found=found,
-                    expected="at most one token on each side",
-                )
-            )
-        # What is really put there counts, whatever the configuration calls it.
-        add_bos, add_eos = bool(source.prefix), bool(source.suffix)
-        special |= dict(zip(("bos_token",), source.prefix, strict=False))
-        special |= dict(zip(("eos_token",), source.suffix, strict=False))
+    adds = {}
+    for field, put in (("bos_token", source.prefix), ("eos_token", source.suffix)):
+        stated = config.get(f"add_{field}")
+        adds[field] = stated if isinstance(stated, bool) else bool(put)
+        if put and not isinstance(stated, bool):
+            # What is really put there counts, whatever the configuration calls it.
+            special[field] = _only(put)
     return Tokenizer(
         backend=source.backend,
         vocabulary=source.vocabulary,
-        add_bos=add_bos and "bos_token" in special,
-        add_eos=add_eos and "eos_token" in special,
+        add_bos=adds["bos_token"] and "bos_token" in special,
+        add_eos=adds["eos_token"] and "eos_token" in special,
         bos_token=special.get("bos_token"),
         eos_token=special.get("eos_token"),
         pad_token=special.get("pad_token"),
@@ -124,3 +114,18 @@ def from_vocabulary(vocabulary: Vocabulary, ids: SpecialIds, *, file: str = "voc
         pad_token=text(ids.pad),
         unk_token=text(ids.unk),
     )
+
+
+def _only(tokens: tuple[str, ...]) -> str:
+    """The one token that the post-processor puts on one side of a text."""
+    if len(tokens) > 1:
+        raise Refusal(
+            finding(
+                "source-incomplete",
+                file="tokenizer.json",
+                field="post_processor",
+                found=f"{' '.join(tokens)} on one side of a text",
+                expected="at most one token",
+            )
+        )
+    return tokens[0]
