@@ -150,18 +150,20 @@ def _quantized(tensors: Iterable[StoredTensor], file: str) -> tuple[Finding, ...
 
 
 def _read(tensor: StoredTensor, order: names.Order | None) -> Tensor:
-    """The values of a tensor, float32 where it was quantized; file row i becomes row `order[i]`."""
+    """The values of a tensor, float32 where it was quantized; row i of the file becomes row `order[i]`."""
     width = tensor.shape[-1]
     count = prod(tensor.shape) // width
+    rows = np.arange(count) if order is None or len(tensor.shape) == 1 else order
     values = torch.empty((count, width), dtype=_FLOATS.get(tensor.type, torch.float32))
-    rows = torch.from_numpy(np.arange(count) if order is None else order)
     step = max(1, _CHUNK // width)
     with tensor.path.open("rb") as file:
         file.seek(tensor.start)
         for start in range(0, count, step):
-            stop = min(start + step, count)
-            values[rows[start:stop]] = _read_rows(file, tensor, stop - start)
-    return values.reshape(tensor.shape)
+            part = rows[start : start + step]
+            values[torch.from_numpy(part)] = _read_rows(file, tensor, len(part))
+    values = values.reshape(tensor.shape)
+    # A bias is one row of the file, and its values are what the order speaks of.
+    return values[np.argsort(order)] if order is not None and len(tensor.shape) == 1 else values
 
 
 def _read_rows(file: BinaryIO, tensor: StoredTensor, count: int) -> Tensor:
