@@ -163,7 +163,7 @@ _TABLE = (
     Rule(
         "template-unsafe",
         "error",
-        ("U51",),
+        (),
         "The chat template reaches for what a template has no business with, or does not end.",
         "Whoever loads the model runs its template: it could hang the program, exhaust its memory or reach its data.",
         "Replace the template with the plain one of the model's family.",

@@ -14,6 +14,14 @@ CHATML_LAST_TURN_OPEN = """
     {{- '<|im_start|>' + message.role + '\\n' + message.content }}
     {%- if not loop.last %}{{- '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}"""
+PLAIN_BLOCKS = """
+{% for message in messages %}
+    {% if message.role != 'nobody' %}
+<|im_start|>{{ message.role }}
+  {{ message.content }}<|im_end|>
+    {% endif %}
+{% endfor %}
+"""
 TRIMMING = """
 {%- for message in messages %}
     {{- '<|im_start|>' ~ message.role ~ '\\n' ~ (message.content | trim) ~ '<|im_end|>\\n' }}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hermetiq.chat.checks import CHECKS, READS_WEIGHTS
 from hermetiq.chat.inspect import chosen_rules, inspect, lint
@@ -16,7 +18,7 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.rules import RULES
 from tests.chat.templates import ALPACA, ZEPHYR
-from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint
+from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint, write_json
 
 
 def real_model() -> Path:
@@ -107,6 +109,22 @@ def test_a_real_model_is_healthy_but_quantized() -> None:
     assert (contract.terminator, contract.stop_ids, contract.add_bos) == ("<|im_end|>", (2,), False)
     assert [(tag.text, tag.id) for tag in contract.tags] == [("<|im_start|>", 1), ("<|im_end|>", 2)]
     assert contract.tokens == contract.rows == 49152
+
+
+def test_an_adapter_is_judged_with_its_base(hermes: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_json(
+        adapter / "adapter_config.json", {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    )
+    module = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    weights = {module + "A.weight": torch.ones(2, 64), module + "B.weight": torch.ones(64, 2)}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    assert inspect(str(hermes), adapter=str(adapter)).findings == ()
+    weights[module + "B.weight"][0, 0] = torch.nan
+    save_file(weights, adapter / "adapter_model.safetensors")
+    (item,) = inspect(str(hermes), adapter=str(adapter)).findings
+    assert (item.rule, item.field) == ("weight-nan", "model.layers.0.self_attn.q_proj.weight")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

@@ -106,6 +106,11 @@ def test_a_hostile_template_is_refused_within_seconds(attack: str) -> None:
     assert time.monotonic() - start < 10
 
 
+def test_memory_runs_out_before_the_machine_s_does() -> None:
+    with pytest.raises(TemplateUnsafe, match="MemoryError"):
+        render("{{ 'a' * 10**9 }}", [RenderRequest(CHATS["question"])])
+
+
 def test_a_worker_that_waits_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_module, "WALL_SECONDS", 0)
     with pytest.raises(TemplateUnsafe, match="did not end within 0 seconds"):
