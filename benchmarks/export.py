@@ -63,9 +63,9 @@ def main() -> None:
 def export(source: Path, place: Path, threads: int, log: Path) -> tuple[Cost, int]:
     """Our way, and the size of the file it makes."""
     out = place / "ours"
-    program = [sys.executable, "-m", "hermetiq", "export", source, out, "--to", f"gguf:{RECIPE}"]
+    what = ["--to", f"gguf:{RECIPE}", "--threads", str(threads)]
     forget(source)
-    cost = run([*program, "--threads", str(threads)], log=log)
+    cost = run([sys.executable, "-m", "hermetiq", "export", source, out, *what], log=log)
     (file,) = out.rglob("*.gguf")
     size = file.stat().st_size
     shutil.rmtree(out)
@@ -77,8 +77,8 @@ def two_steps(converter: Path, source: Path, place: Path, threads: int, log: Pat
     middle, out = place / "middle.gguf", place / "theirs.gguf"
     forget(source)
     first = run([converter, source, "--outtype", "f16", "--outfile", middle], log=log)
-    command = [sys.executable, "-m", "benchmarks.llama_quantize", middle, out, str(FILE_TYPE), str(threads)]
-    second = run(command, log=log)
+    quantize = [sys.executable, "-m", "benchmarks.llama_quantize"]
+    second = run([*quantize, middle, out, str(FILE_TYPE), str(threads)], log=log)
     middle.unlink()
     out.unlink()
     print(f"  convert           {first}\n  quantize          {second}")
@@ -126,10 +126,9 @@ def peer() -> Path:
     if not program.exists():
         print(f"installing {PEER} into {folder.relative_to(ROOT)}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "pip", "--disable-pip-version-check", "install", "--quiet"]
-        pip += ["--constraint", ROOT / "constraints.txt"]
+        pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet"]
         for package in ("torch", PEER):
-            subprocess.run([*pip, package], check=True)
+            subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", package], check=True)
     return program
 
 

@@ -31,7 +31,8 @@ class Cost:
         )
 
     def __str__(self) -> str:
-        return f"{self.seconds:8.1f} s  {self.busy:8.1f} s busy  {self.peak / 2**30:6.2f} GiB peak  {self.written / 1e9:7.2f} GB written"
+        times = f"{self.seconds:8.1f} s {self.busy:8.1f} s busy"
+        return f"{times} {self.peak / 2**30:6.2f} GiB peak {self.written / 1e9:7.2f} GB written"
 
 
 def run(command: Sequence[str | Path], *, log: Path) -> Cost:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ BLOCKS = 4
 """Decoder blocks in a shard: 1.7 GB at full width."""
 POOL = 16_777_213
 """Random numbers that all tensors share; a prime, so that no two rows of a tensor are equal."""
-FULL = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
-SMALL = {"hidden": 1024, "intermediate": 3584, "heads": 8, "kv_heads": 2}
+FULL: Mapping[str, Any] = {"hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
+SMALL: Mapping[str, Any] = {"hidden": 1024, "intermediate": 3584, "heads": 8, "kv_heads": 2}
 
 
 def make(folder: Path, layers: list[int], *, small: bool) -> None:

@@ -192,6 +192,22 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monke
     assert not names(tmp_path)
 
 
+def test_a_file_that_is_not_as_planned_never_gets_its_name(tmp_path: Path) -> None:
+    def meddle(name: str, _: int) -> None:
+        if name == "output_norm.weight":
+            with (tmp_path / "model.gguf.partial").open("ab") as file:
+                file.write(bytes(1 << 20))
+
+    with pytest.raises(HermetiqError, match="planned"):
+        write(
+            {tmp_path / "model.gguf": plan(header(SMALL), "Q8_0")},
+            MemorySource(random_weights(SMALL)),
+            threads=2,
+            on_tensor=meddle,
+        )
+    assert not names(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HermetiqError, match="cannot write"):
