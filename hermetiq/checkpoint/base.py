@@ -70,7 +70,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def load(self, name: str) -> Tensor:
-        """Read one tensor in Hugging Face layout, in its stored float dtype (float32 where it was dequantized or merged).
+        """Read one tensor in Hugging Face layout, in its stored float dtype (float32 if dequantized or merged).
 
         Raises:
             KeyError: no such tensor.

@@ -108,10 +108,8 @@ def _read_sentencepiece(path: Path, documents: Mapping[str, Any]) -> Source:
         index: Token(pieces.id_to_piece(index), _kind(pieces, index), pieces.get_score(index))
         for index in range(pieces.get_piece_size())
     }
-    first = pieces.encode("x", out_type=str)
-    bare = Vocabulary(
-        "llama", SENTENCEPIECE_PRE, complete(tokens, path.name), (), first[:1] != [] and SPACE in first[0]
-    )
+    prefixed = any(piece.startswith(SPACE) for piece in pieces.encode("x", out_type=str))
+    bare = Vocabulary("llama", SENTENCEPIECE_PRE, complete(tokens, path.name), (), prefixed)
     backend = build_backend(bare, file=path.name)
     for text in probes():
         if backend.encode(text, add_special_tokens=False).ids != pieces.encode(text):
@@ -120,8 +118,8 @@ def _read_sentencepiece(path: Path, documents: Mapping[str, Any]) -> Source:
     vocabulary = replace(bare, tokens=complete(tokens | _added(documents, tokens), path.name))
     ids = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
     special = {name: tokens[index].text for name, index in ids.items() if index in tokens}
-    bos = tuple(text for name, text in (special | special_texts(documents)).items() if name == "bos_token")
-    return Source(build_backend(vocabulary, file=path.name), vocabulary, bos, (), special)
+    bos = {**special, **special_texts(documents)}.get("bos_token")
+    return Source(build_backend(vocabulary, file=path.name), vocabulary, () if bos is None else (bos,), (), special)
 
 
 def _read_merges(path: Path, documents: Mapping[str, Any]) -> Source:
@@ -135,15 +133,13 @@ def _read_merges(path: Path, documents: Mapping[str, Any]) -> Source:
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
         tokens = {index: Token(text, TokenKind.NORMAL) for text, index in texts.items() if isinstance(index, int)}
-        merges = [
-            line for line in lines.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#version")
-        ]
+        stated = lines.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError, AttributeError) as error:
         raise _refusal(
             path.name, f"files that do not load: {_first_line(error)}", "vocab.json and merges.txt"
         ) from error
-    tokens |= _added(documents, tokens)
-    vocabulary = Vocabulary("gpt2", pre, complete(tokens, path.name), tuple(merges), False)
+    merges = tuple(line for line in stated if line and not line.startswith("#version"))
+    vocabulary = Vocabulary("gpt2", pre, complete(tokens | _added(documents, tokens), path.name), merges, False)
     backend = build_backend(vocabulary, file=lines.name)
     if normalizer is not None:
         backend.normalizer = normalizer

@@ -1,8 +1,8 @@
 """A vocabulary out of `tokenizer.json`, and a tokenizer out of a vocabulary.
 
 GGUF holds a vocabulary as plain lists: texts, kinds, scores or merges. `tokenizer.json` holds the same facts as a
-pipeline of the `tokenizers` library. The two functions here lead from one to the other and back; what the pipeline does
-is asked of it, not read off its description.
+pipeline of the `tokenizers` library. `read_vocabulary` and `build_backend` lead from one to the other and back; what
+the pipeline does is asked of it, not read off its description.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hermetiq.errors import Refusal
 from hermetiq.model import Token, TokenKind, Vocabulary
 from hermetiq.rules import finding
 
+from .documents import incomplete
 from .pretokenizer_table import PRE_TOKENIZERS, identify
 
 SPACE = "\u2581"
@@ -29,7 +30,11 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _MATCHED = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
 """Kinds that llama.cpp cuts out of a text before anything else, as `tokenizers` does with added tokens."""
 _MOST_TOKENS = 1 << 22
+_LONGEST = 2048
+"""Letters of a SentencePiece token; the ways to cut one in two grow with its length."""
 _FILE = "tokenizer.json"
+_UNSUPPORTED = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+"""Fields of a BPE that change its ids and that llama.cpp has nothing for."""
 
 
 def read_vocabulary(document: Mapping[str, Any], backend: tokenizers.Tokenizer) -> Vocabulary:
@@ -46,6 +51,9 @@ def read_vocabulary(document: Mapping[str, Any], backend: tokenizers.Tokenizer) 
     if not isinstance(model, Mapping) or not isinstance(backend.model, models.BPE):
         kind = model.get("type") if isinstance(model, Mapping) else None
         raise _refusal("model.type", repr(kind), "BPE, as in Llama, Mistral and Qwen")
+    for field in _UNSUPPORTED:
+        if model.get(field):
+            raise _refusal(f"model.{field}", repr(model[field]), "no such field, as llama.cpp has none")
     texts = {index: text for text, index in model["vocab"].items()}
     pairs = [_pair(merge) for merge in model.get("merges") or []]
     if _is_byte_level(document):
@@ -108,48 +116,58 @@ def build_backend(vocabulary: Vocabulary, *, file: str) -> tokenizers.Tokenizer:
         file: where the vocabulary stands, for messages.
 
     Raises:
-        Refusal: `pretokenizer-unknown`; `source-incomplete` where a merge makes no token.
+        Refusal: `pretokenizer-unknown`; `source-incomplete` where a merge makes no token or a text is absurdly long.
     """
-    ids = {token.text: index for index, token in enumerate(vocabulary.tokens)}
-    if vocabulary.model == "llama":
-        unknown = [token.text for token in vocabulary.tokens if token.kind is TokenKind.UNKNOWN]
-        backend = tokenizers.Tokenizer(
-            models.BPE(
-                vocab=ids,
-                merges=scored_merges(vocabulary.tokens),
-                byte_fallback=True,
-                fuse_unk=True,
-                unk_token=unknown[0] if unknown else None,
-            )
-        )
-        prefix = [normalizers.Prepend(SPACE)] if vocabulary.add_space_prefix else []
-        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
-        strip = [decoders.Strip(" ", 1, 0)] if vocabulary.add_space_prefix else []
-        backend.decoder = decoders.Sequence(
-            [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-        )
-    else:
-        entry = PRE_TOKENIZERS.get(vocabulary.pre)
-        if entry is None:
-            raise Refusal(
-                finding(
-                    "pretokenizer-unknown",
-                    file=file,
-                    field="tokenizer.ggml.pre",
-                    found=repr(vocabulary.pre) if vocabulary.pre else "no name",
-                    expected="one of " + ", ".join(PRE_TOKENIZERS),
-                    repair="Convert the model again from its Hugging Face folder.",
-                )
-            )
-        merges = [split_merge(merge) for merge in vocabulary.merges]
-        for left, right in merges:
-            if not (left in ids and right in ids and left + right in ids):
-                raise _refusal("merges", f"{left!r} + {right!r}", "halves and a whole that are tokens", file=file)
-        backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=entry.ignore_merges))
-        backend.pre_tokenizer = entry.build()
-        backend.decoder = decoders.ByteLevel()
+    build = _sentencepiece_backend if vocabulary.model == "llama" else _byte_level_backend
+    backend = build(vocabulary, file)
     backend.add_special_tokens(_matched(vocabulary, (TokenKind.CONTROL, TokenKind.UNKNOWN)))
     backend.add_tokens(_matched(vocabulary, (TokenKind.USER_DEFINED,)))
+    return backend
+
+
+def _sentencepiece_backend(vocabulary: Vocabulary, file: str) -> tokenizers.Tokenizer:
+    longest = max(vocabulary.tokens, key=lambda token: len(token.text)).text
+    if len(longest) > _LONGEST:
+        raise _refusal("tokens", f"a text of {len(longest)} letters", f"at most {_LONGEST}", file=file)
+    unknown = next((token.text for token in vocabulary.tokens if token.kind is TokenKind.UNKNOWN), None)
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=_ids(vocabulary),
+            merges=scored_merges(vocabulary.tokens),
+            byte_fallback=True,
+            fuse_unk=True,
+            unk_token=unknown,
+        )
+    )
+    prefix = [normalizers.Prepend(SPACE)] if vocabulary.add_space_prefix else []
+    strip = [decoders.Strip(" ", 1, 0)] if vocabulary.add_space_prefix else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return backend
+
+
+def _byte_level_backend(vocabulary: Vocabulary, file: str) -> tokenizers.Tokenizer:
+    entry = PRE_TOKENIZERS.get(vocabulary.pre)
+    if entry is None:
+        raise Refusal(
+            finding(
+                "pretokenizer-unknown",
+                file=file,
+                field="tokenizer.ggml.pre",
+                found=repr(vocabulary.pre) if vocabulary.pre else "no name",
+                expected="one of " + ", ".join(PRE_TOKENIZERS),
+                repair="Convert the model again from its Hugging Face folder.",
+            )
+        )
+    ids, merges = _ids(vocabulary), [split_merge(merge) for merge in vocabulary.merges]
+    for left, right in merges:
+        if not (left in ids and right in ids and left + right in ids):
+            raise _refusal("merges", f"{left!r} + {right!r}", "halves and a whole that are tokens", file=file)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=entry.ignore_merges))
+    backend.pre_tokenizer = entry.build()
+    backend.decoder = decoders.ByteLevel()
     return backend
 
 
@@ -183,9 +201,13 @@ def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
     A Metaspace with `prepend_scheme` `first` puts one at the start of the whole text only. llama.cpp can do so before
     every stretch or before none; none is right for every chat that begins with a tag.
     """
-    tags = [str(token) for token in backend.get_added_tokens_decoder().values() if token.special]
-    tokens: list[str] = backend.encode((tags[0] if tags else "") + "x", add_special_tokens=False).tokens
-    return bool(tokens) and tokens[1 if tags else 0 :][:1] != [] and tokens[1 if tags else 0].startswith(SPACE)
+    tags = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+    tokens = backend.encode("".join(tags[:1]) + "x", add_special_tokens=False).tokens
+    return any(token.startswith(SPACE) for token in tokens)
+
+
+def _ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {token.text: index for index, token in enumerate(vocabulary.tokens)}
 
 
 def _unused(index: int, taken: set[str]) -> Token:
@@ -219,4 +241,4 @@ def _matched(vocabulary: Vocabulary, kinds: Sequence[TokenKind]) -> list[AddedTo
 
 
 def _refusal(field: str, found: str, expected: str, *, file: str = _FILE) -> Refusal:
-    return Refusal(finding("source-incomplete", file=file, field=field, found=found, expected=expected))
+    return Refusal(incomplete(file, field=field, found=found, expected=expected))

@@ -64,7 +64,7 @@ def ids(backend: tokenizers.Tokenizer, strings: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch(strings, add_special_tokens=False)]
 
 
-STRINGS = texts(2500)
+STRINGS = texts(2000)
 
 
 @pytest.fixture(scope="module")

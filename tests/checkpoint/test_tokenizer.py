@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,10 @@ def word_level(folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
 
 
+def dropout(folder: Path) -> None:
+    rewrite(folder, lambda document: document["model"].update(dropout=0.1))
+
+
 def outside(folder: Path) -> None:
     target = folder.parent / "elsewhere.json"
     shutil.move(folder / "tokenizer.json", target)
@@ -291,6 +296,7 @@ def bad_added_tokens(folder: Path) -> None:
         (cut_pieces, "tokenizer.model", "cannot read"),
         (unigram, "tokenizer.model", "another segmentation"),
         (word_level, "tokenizer.json", "WordLevel"),
+        (dropout, "tokenizer.json", "0.1"),
         (outside, "tokenizer.json", "link out of the folder"),
         (unknown_class, CONFIG, "LlamaTokenizer"),
         (bad_added_tokens, CONFIG, "added tokens"),
@@ -323,6 +329,13 @@ def test_two_tokens_before_a_text_are_refused(hermes_copy: Path) -> None:
 
 def test_a_merge_that_makes_no_token_is_refused() -> None:
     vocabulary = opened(bpe_tokenizer().folder).vocabulary
-    broken = type(vocabulary)("gpt2", "qwen2", vocabulary.tokens, ("no such", *vocabulary.merges), False)
+    broken = replace(vocabulary, merges=("no such", *vocabulary.merges))
     with pytest.raises(Refusal, match="source-incomplete"):
         from_vocabulary(broken, SpecialIds(0, None, None, None, None, None, False, False))
+
+
+def test_an_endless_piece_is_refused_at_once() -> None:
+    vocabulary = opened(hermes_tokenizer().folder).vocabulary
+    endless = replace(vocabulary, tokens=(*vocabulary.tokens, Token("a" * (1 << 20), TokenKind.NORMAL)))
+    with pytest.raises(Refusal, match="1048576 letters"):
+        from_vocabulary(endless, SpecialIds(0, None, None, None, None, None, False, False))
