@@ -44,11 +44,12 @@ def eos_mismatch(subject: Subject) -> Iterator[Finding]:
     contract = subject.contract
     if contract is None:
         return
+    vocabulary = dict(enumerate(token.text for token in subject.checkpoint.tokenizer.vocabulary.tokens))
     expected = f"{contract.terminator} = {contract.terminator_id}"
     configured = [source for source in contract.eos_sources if source.obeyed and source.field != TEMPLATE_FIELD]
     for source in configured:
         if contract.terminator_id not in source.ids:
-            found = f"{source.found} = {', '.join(map(str, source.ids))}" if source.ids else source.found
+            found = listed(f"{vocabulary.get(i, 'no token')} = {i}" for i in source.ids) or f"{source.found}, no token"
             yield finding("eos-mismatch", file=source.file, field=source.field, found=found, expected=expected)
     if not configured:
         yield finding("eos-mismatch", file="config.json", field="eos_token_id", found="no EOS", expected=expected)

@@ -141,21 +141,30 @@ def outcome_of(error: BaseException) -> dict[str, str]:
 def render_all(source: str, requests: list[dict[str, Any]], output_characters: int) -> Iterator[dict[str, str]]:
     """One outcome for each request: `text`, `error` (the template's own complaint) or `unsafe`."""
     jinja = environment()
+    source.encode()  # A lone surrogate is no text: no tokenizer takes it, and no file could hold it.
     refuse_private_names(jinja.parse(source))
     template = jinja.from_string(source)
     for variables in requests:
         try:
-            yield {"text": limited(template.generate(**variables), output_characters)}
+            text = limited(template.generate(**variables), output_characters)
+            text.encode()
+            yield {"text": text}
         except Exception as error:
             yield outcome_of(error)
 
 
 def limit_process(cpu_seconds: int, memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_FSIZE, 0)
+    lower(resource.RLIMIT_CPU, cpu_seconds)
     if sys.platform != "darwin":  # which knows the limit, and refuses to set it
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        lower(resource.RLIMIT_AS, memory_bytes)
+
+
+def lower(limit: int, value: int) -> None:
+    """Set a limit of this process, or leave the one it was started under where that is lower."""
+    _, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def main() -> None:

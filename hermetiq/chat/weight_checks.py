@@ -20,9 +20,9 @@ HEAD = "lm_head.weight"
 
 _CHUNK_ROWS = 4096
 _ZERO = 1e-3
-"""Of the mean norm of all rows: a row below this was never trained. Real tags keep a third of it and more."""
+"""Of the mean norm of all rows: a row below this was never trained. The smallest row of SmolLM2 has .56 of it."""
 _MEAN = 0.05
-"""Of the mean distance from the mean row: new rows that transformers puts at the mean lie far below this."""
+"""Of the mean distance from the mean row: rows that a resize puts at the mean lie below. SmolLM2's nearest has .70."""
 
 
 def weight_nan(subject: Subject) -> Iterator[Finding]:

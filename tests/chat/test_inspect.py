@@ -56,7 +56,7 @@ def test_json_has_the_promised_keys(faulty: Path) -> None:
         "severity": "error",
         "file": "generation_config.json",
         "field": "eos_token_id",
-        "found": "2 = 2",
+        "found": "</s> = 2",
         "expected": "<|im_end|> = 32000",
         "why": RULES["eos-mismatch"].why,
         "repair": RULES["eos-mismatch"].repair,

@@ -137,15 +137,21 @@ CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG = (
 )
 WEIGHTS = "model.safetensors"
 MUTATIONS = (
-    Mutation("eos-mismatch", set_json(CONFIG, eos_token_id=2), CONFIG, "eos_token_id", "2"),
-    Mutation("eos-mismatch", set_json(GENERATION, eos_token_id=[2, 32001]), GENERATION, "eos_token_id", "[2, 32001]"),
+    Mutation("eos-mismatch", set_json(CONFIG, eos_token_id=2), CONFIG, "eos_token_id", "</s> = 2"),
+    Mutation(
+        "eos-mismatch",
+        set_json(GENERATION, eos_token_id=[2, 32001]),
+        GENERATION,
+        "eos_token_id",
+        "</s> = 2, <|im_start|> = 32001",
+    ),
     Mutation("eos-mismatch", set_json(TOKENIZER_CONFIG, eos_token="</s>"), TOKENIZER_CONFIG, "eos_token", "</s>"),
     Mutation(
         "eos-mismatch",
         set_json("special_tokens_map.json", eos_token={"content": "<|eot|>"}),
         "special_tokens_map.json",
         "eos_token",
-        "<|eot|>",
+        "<|eot|>, no token",
     ),
     Mutation("eos-mismatch", set_json("added_tokens.json", **{"<|im_end|>": 31999}), "added_tokens.json", "<|im_end|>"),
     Mutation("template-missing", set_template(None), "chat_template.jinja"),

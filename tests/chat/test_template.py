@@ -62,7 +62,10 @@ def test_render_raises_what_one_chat_raises() -> None:
         render(templates.MISTRAL, requests)
 
 
-@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ nothing.here.at.all }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}", "{{ nothing.here.at.all }}", "{{ 1 / 0 }}", "{{ '\\ud800' }}", "{# \ud800 #}"],
+)
 def test_a_broken_template_is_an_error_of_its_own(template: str) -> None:
     with pytest.raises(TemplateError, match="chat template"):
         render(template, [RenderRequest(CHATS["question"])])
@@ -103,7 +106,7 @@ def test_a_hostile_template_is_refused_within_seconds(attack: str) -> None:
     start = time.monotonic()
     with pytest.raises(TemplateUnsafe, match="chat template"):
         render(HOSTILE[attack], [RenderRequest(CHATS["question"])])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
 
 
 def test_memory_runs_out_before_the_machine_s_does() -> None:
@@ -154,7 +157,7 @@ def test_many_chats_take_one_process_and_keep_their_order() -> None:
     start = time.monotonic()
     texts = render(templates.CHATML, requests)
     assert [text.split("\n")[1] for text in texts] == [f"{i}<|im_end|>" for i in range(2000)]
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
 
 
 def test_the_worker_starts_without_torch() -> None:
