@@ -53,8 +53,8 @@ def _assemble(target: Path, layers: int, parts: dict[str, Path], *, small: bool)
     (target / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
     used = ["outer", *_blocks(layers)]
     shards = {part: f"model-{number + 1:05d}-of-{len(used):05d}.safetensors" for number, part in enumerate(used)}
-    for part, file in shards.items():
-        os.link(parts[part], target / file)
+    for part, shard in shards.items():
+        os.link(parts[part], target / shard)
     located = {name: shards[_part(name)] for name in model_config(config).expected_tensors()}
     (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": located}))
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -205,7 +205,7 @@ def quantize_rows(
     def job(start: int, stop: int) -> dict[GgmlType, Blocks]:
         return ggml.blocks(load_rows(start, stop), types, imatrix=imatrix)
 
-    return ordered((_bound(job, span) for span in chunks(rows, columns)), threads=threads)
+    return ordered((partial(job, start, stop) for start, stop in chunks(rows, columns)), threads=threads)
 
 
 def quantize(
@@ -226,10 +226,6 @@ def quantize(
         lambda start, stop: weight[start:stop], rows, columns, [type], imatrix=imatrix, threads=threads, library=library
     )
     return np.concatenate([np.empty((0, row_bytes(type, columns)), np.uint8), *(slice[type] for slice in slices)])
-
-
-def _bound(job: Callable[[int, int], Job], span: tuple[int, int]) -> Callable[[], Job]:
-    return lambda: job(*span)
 
 
 def _find(provider: str) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,7 +176,9 @@ class _Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        # On a full disk closing fails once more over what is still buffered; the file must go all the same.
+        with suppress(OSError):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def begin(self) -> None:

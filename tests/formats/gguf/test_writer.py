@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,7 +183,23 @@ def test_whatever_interrupts_leaves_old_files_as_they_were_and_nothing_new(
     assert (tmp_path / "old.gguf").read_text() == "of yesterday"
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 200,000 bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(HermetiqError, match=r"model\.gguf: cannot write: File too large"):
+        write_file(tmp_path / "model.gguf", SMALL, "F32", random_weights(SMALL))
+    assert not names(tmp_path)
+
+
+def test_a_disk_that_fills_at_the_last_moment_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
