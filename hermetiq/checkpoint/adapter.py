@@ -33,7 +33,7 @@ from .shards import listed, load_tensor
 EMBEDDING: Final = "model.embed_tokens.weight"
 
 _MODEL_DOCUMENTS = ("config.json", "generation_config.json")
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -59,7 +59,10 @@ class AdapterCheckpoint(Checkpoint):
             self.tensors = {name: info for name, info in self.tensors.items() if name != HEAD}
         self.config = {**base.config, "vocab_size": self.model.rows, "tie_word_embeddings": self.model.tied}
         overlay = _read_overlay(folder)
-        self.documents = {**base.documents, **overlay.documents, "config.json": self.config}
+        kept = {
+            name: base.documents[name] for name in base.documents if name in _MODEL_DOCUMENTS or not overlay.documents
+        }
+        self.documents = {**kept, **overlay.documents, "config.json": self.config}
         self.templates = overlay.templates or base.templates
         self.tokenizer = tokenizer.from_folder(folder, self.documents) if overlay.documents else base.tokenizer
         self.provenance = _merged_provenance(base.provenance, overlay, self._adapter.base_model)
@@ -92,7 +95,7 @@ class AdapterCheckpoint(Checkpoint):
         changed = {EMBEDDING, HEAD} & (self._adapter.replaced.keys() | self._adapter.updates.keys())
         if not self._base.model.tied or not changed:
             return self._base.model.tied
-        return len(changed) == 2 and torch.equal(self.load(EMBEDDING), self.load(HEAD))
+        return torch.equal(self.load(EMBEDDING), self.load(HEAD))
 
 
 def _merged_tensors(base: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:

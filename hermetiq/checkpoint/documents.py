@@ -46,6 +46,11 @@ def incomplete(file: str, *, found: str, expected: str, field: str = "", repair:
     return finding("source-incomplete", file=file, field=field, found=found, expected=expected, repair=repair)
 
 
+def link_out(file: str) -> Finding:
+    """The finding for a file that `stays_inside` denies."""
+    return incomplete(file, found="a link out of the folder", expected="a file of the folder")
+
+
 def stays_inside(folder: Path, path: Path) -> bool:
     """Whether `path`, links followed, lies in `folder`.
 
@@ -89,8 +94,8 @@ def read_templates(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> 
     file = "tokenizer_config.json"
     inline = documents.get(file, {}).get("chat_template")
     if isinstance(inline, list):
-        named = {entry.get("name"): entry.get("template") for entry in inline if isinstance(entry, Mapping)}
-        inline = named.get("default")
+        named = [entry for entry in inline if isinstance(entry, Mapping) and entry.get("name") == "default"]
+        inline = named[0].get("template") if named else None
     if isinstance(inline, str):
         templates[file] = inline
     elif inline is not None:
@@ -145,11 +150,11 @@ def _is_name(value: object) -> TypeGuard[str]:
 def _read(folder: Path, name: str, parse: Callable[[str], T]) -> Read[T | None]:
     """Read and parse one text file: (None, ()) where it does not exist, (None, finding) where it cannot be used."""
     path = folder / name
-    if not path.exists() and not path.is_symlink():
-        return None, ()
     try:
+        if not path.exists() and not path.is_symlink():
+            return None, ()
         if not stays_inside(folder, path):
-            return None, (incomplete(name, found="a link out of the folder", expected="a file of the folder"),)
+            return None, (link_out(name),)
         # Text mode turns CRLF into LF, as transformers does for templates.
         return parse(path.read_text(encoding="utf-8")), ()
     except json.JSONDecodeError as error:

@@ -21,7 +21,7 @@ from .base import Checkpoint, Provenance, TensorInfo
 from .documents import incomplete, read_documents, read_provenance, read_templates
 from .families import parse_config
 from .identity import folder_digest
-from .shards import listed, load_tensor, read_tensors
+from .shards import INDEX, SINGLE, listed, load_tensor, read_tensors
 
 HEAD: Final = "lm_head.weight"
 
@@ -116,7 +116,8 @@ def mismatches(model: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[F
     """
     expected = model.expected_tensors()
     allowed = expected | {HEAD: (model.rows, model.hidden)}
-    file = next((info.file for info in tensors.values()), "config.json")
+    files = {info.file for info in tensors.values()}
+    file = INDEX if len(files) > 1 else next(iter(files), SINGLE)
     missing = [name for name in expected if name not in tensors]
     surplus = [name for name in tensors if name not in allowed]
     shapes = [

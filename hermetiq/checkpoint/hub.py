@@ -23,6 +23,7 @@ ALLOWED: Final = (
     "*.jinja",
     "*.safetensors",
     "tokenizer.model",
+    "merges.txt",
     "LICENSE*",
     "README.md",
     "mergekit_config.yml",

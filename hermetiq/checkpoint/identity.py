@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import TensorInfo
 from .documents import DOCUMENTS, TEMPLATE
 
-_FILES = (*DOCUMENTS, TEMPLATE, "tokenizer.model", "adapter_config.json")
+_FILES = (*DOCUMENTS, TEMPLATE, "tokenizer.model", "vocab.json", "merges.txt", "adapter_config.json")
 _WINDOW = 4096
 _WINDOWS = 16
 

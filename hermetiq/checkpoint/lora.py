@@ -142,7 +142,9 @@ def _sort(
         if any(own.endswith(copy) and own.removesuffix(copy) + ".weight" in tensors for copy in _COPIES):
             continue
         target, pair = _target(own.removeprefix(_PREFIX))
-        if target not in shapes or (pair is not None and not {_PREFIX + each for each in pair} <= set(tensors)):
+        halved = pair is not None and any(_PREFIX + each not in tensors for each in pair)
+        twice = pair is None and target in replaced
+        if not own.startswith(_PREFIX) or target not in shapes or halved or twice:
             strange.append(own)
         elif pair is None:
             replaced[target] = own
@@ -177,8 +179,8 @@ def _update(
     module = name.removesuffix(".weight")
     rank = int(_for_module(config, "rank_pattern", module, config.size("r", 8)))
     alpha = _for_module(config, "alpha_pattern", module, config.positive("lora_alpha", 8.0))
-    columns, rows = shape[::-1] if transposed else shape
-    if (tensors[a].shape, tensors[b].shape) != ((rank, rows), (columns, rank)):
+    outer = shape[::-1] if transposed else shape
+    if (*tensors[b].shape, *tensors[a].shape) != (*outer[:1], rank, rank, *outer[1:]):
         found = f"factors {tensors[a].shape} and {tensors[b].shape} of rank {rank}"
         raise Refusal(incomplete(WEIGHTS, field=module, found=found, expected=f"an update of {shape}"))
     return Update(a, b, alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank), transposed)
@@ -190,7 +192,7 @@ def _for_module(config: Fields, key: str, module: str, default: float) -> float:
     for pattern in patterns:
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise Refusal(
                 incomplete(CONFIG, field=key, found=f"{pattern!r:.60}: {error}", expected="a regular expression")
             ) from error

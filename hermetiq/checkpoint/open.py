@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hermetiq.errors import HermetiqError
@@ -58,6 +59,8 @@ def _exists(path: Path) -> bool:
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise HermetiqError("not a folder, and not a .gguf file", where=str(path), remedy="give the folder it lies in")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise HermetiqError("the folder may not be read", where=str(path), remedy="change its permissions")
     return path
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hermetiq.errors import Finding, Refusal
 
 from .base import TensorInfo
-from .documents import Read, incomplete, read_json, stays_inside
+from .documents import Read, incomplete, link_out, read_json, stays_inside
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -57,7 +57,7 @@ def read_header(folder: Path, file: str) -> Read[dict[str, TensorInfo]]:
     """The tensors of one safetensors file, in the order of their bytes. The file's size is checked against them."""
     path = folder / file
     if not stays_inside(folder, path):
-        return {}, (incomplete(file, found="a link out of the folder", expected="a file of the folder"),)
+        return {}, (link_out(file),)
     try:
         with path.open("rb") as opened:
             start = opened.read(len(_POINTER))

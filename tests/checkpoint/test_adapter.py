@@ -175,7 +175,6 @@ def test_merging_is_in_float32_and_touches_nothing_else(
     assert merged.dtype == torch.float32
     assert checkpoint.tensors[QUERY].dtype == "F32"
     torch.testing.assert_close(merged.double(), weights[QUERY].double() + delta, rtol=0, atol=1e-6)
-    assert torch.equal(checkpoint.load(QUERY), merged)  # The base on disk has not been written to.
     assert checkpoint.load(EMBEDDING).dtype == torch.bfloat16
     assert torch.equal(checkpoint.load(EMBEDDING), weights[EMBEDDING])
     with pytest.raises(KeyError):
@@ -216,6 +215,17 @@ def test_half_a_grown_vocabulary_is_refused(bases: Mapping[str, Path], tmp_path:
         open_pair(bases["untied"], tmp_path / "lora")
 
 
+def test_a_merge_leaves_the_bases_tensor_alone(
+    adapter: Path, bases: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = FolderCheckpoint(bases["untied"])
+    kept = base.load(QUERY)
+    before = kept.clone()
+    monkeypatch.setattr(base, "load", lambda name: kept)
+    assert not torch.equal(AdapterCheckpoint(base, adapter).load(QUERY), before)
+    assert torch.equal(kept, before)
+
+
 def test_an_adapter_of_another_size_is_refused(adapter: Path, bases: Mapping[str, Path], tmp_path: Path) -> None:
     base = tiny_checkpoint(tmp_path / "wide", family="llama", hidden=64, tokenizer="bpe")
     with pytest.raises(Refusal, match="q_proj: source-incomplete: found factors"):
@@ -234,6 +244,9 @@ def test_the_adapters_tokenizer_is_the_trained_one(adapter: Path, bases: Mapping
     assert checkpoint.templates == {"tokenizer_config.json": "T"}
     assert checkpoint.documents["tokenizer_config.json"]["chat_template"] == "T"
     assert checkpoint.provenance.tokenizer == "lora"
+    # The base's other tokenizer files speak of another tokenizer.
+    assert "special_tokens_map.json" not in checkpoint.documents
+    assert "generation_config.json" in checkpoint.documents
 
 
 def test_provenance(adapter: Path, bases: Mapping[str, Path]) -> None:
@@ -293,6 +306,7 @@ def test_features_without_a_merge_are_refused_by_name(
         ("rank_pattern", {"q_proj": 2}),
         ("rank_pattern", []),
         ("alpha_pattern", {"(": 1}),
+        ("alpha_pattern", {"a{99999999999}": 1}),
         ("use_rslora", "yes"),
         ("target_modules", ["q_proj", "v_proj"]),
         ("modules_to_save", ["lm_head"]),
@@ -307,7 +321,14 @@ def test_a_configuration_that_does_not_fit_the_weights(
 
 
 @pytest.mark.parametrize(
-    "own", ["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight", "x", "lm_head.lora_C"]
+    "own",
+    [
+        "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.0.self_attn.q_proj.bias",
+        QUERY,
+        "x",
+    ],
 )
 def test_weights_without_a_place_are_refused(adapter: Path, bases: Mapping[str, Path], own: str) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -321,6 +342,31 @@ def test_half_a_pair_is_refused(adapter: Path, bases: Mapping[str, Path]) -> Non
     del weights[next(name for name in weights if "lora_B" in name)]
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(Refusal, match="whole pairs"):
+        open_pair(bases["untied"], adapter)
+
+
+def test_two_whole_weights_for_one_are_refused(adapter: Path, bases: Mapping[str, Path]) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for own in (f"base_model.model.{HEAD}", "base_model.model.lm_head.base_layer.weight"):
+        weights[own] = torch.ones(803, 32)
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(Refusal, match=r"no place in the base for base_model\.model\.lm_head"):
+        open_pair(bases["untied"], adapter)
+
+
+def test_factors_for_a_norm_are_refused(adapter: Path, bases: Mapping[str, Path]) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for letter in "AB":
+        weights[f"base_model.model.model.norm.lora_{letter}.weight"] = torch.ones(4, 4)
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(Refusal, match=r"model\.norm"):
+        open_pair(bases["untied"], adapter)
+
+
+def test_quantized_factors_are_refused(adapter: Path, bases: Mapping[str, Path]) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: t.to(torch.int8) for n, t in weights.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(Refusal, match="source-quantized"):
         open_pair(bases["untied"], adapter)
 
 

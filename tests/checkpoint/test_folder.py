@@ -101,9 +101,11 @@ def test_documents_templates_and_tokenizer(alone: Path) -> None:
 
 
 def test_of_a_list_of_templates_the_default_counts(alone: Path) -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    named = [7, {"name": ["x"]}, {"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     edit_json(alone / "tokenizer_config.json", chat_template=named)
     assert FolderCheckpoint(alone).templates == {"tokenizer_config.json": "D"}
+    edit_json(alone / "tokenizer_config.json", chat_template=named[:3])
+    assert FolderCheckpoint(alone).templates == {}
     edit_json(alone / "tokenizer_config.json", chat_template=7)
     assert only(alone, "source-incomplete", "tokenizer_config.json") == "7"
 
@@ -389,6 +391,11 @@ def test_only_the_first_ten_are_named(alone: Path) -> None:
     found = only(alone, "source-incomplete", "model.safetensors")
     assert "extra.09 and 20 more" in found
     assert "extra.10" not in found
+
+
+def test_a_fault_of_many_shards_is_laid_to_their_index(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    assert "layers.1.input_layernorm" in only(folder, "source-incomplete", INDEX)
 
 
 def test_rows_that_differ_from_the_configuration(alone: Path) -> None:

@@ -96,6 +96,7 @@ def test_asks_for_the_files_of_an_export_only(monkeypatch: pytest.MonkeyPatch, t
         ("model-00001-of-00003.safetensors", True),
         ("chat_template.jinja", True),
         ("tokenizer.model", True),
+        ("merges.txt", True),
         ("LICENSE.txt", True),
         ("mergekit_config.yml", True),
         ("pytorch_model.bin", False),

@@ -101,6 +101,13 @@ def test_a_file_that_is_no_gguf(model: Path) -> None:
         open_checkpoint(model / "model.safetensors")
 
 
+def test_a_folder_that_may_not_be_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Permissions do not bind root, so the question itself is answered.
+    monkeypatch.setattr(door.os, "access", lambda path, mode: False)
+    with pytest.raises(HermetiqError, match="may not be read"):
+        open_checkpoint(model)
+
+
 def test_an_adapter_that_is_a_file(model: Path, lora: Path) -> None:
     with pytest.raises(HermetiqError, match="not a folder"):
         open_checkpoint(model, adapter=lora / "adapter_model.safetensors")
