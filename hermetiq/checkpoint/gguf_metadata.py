@@ -135,21 +135,20 @@ def restored_ids(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Special
     keys = Keys.Tokenizer
     sentencepiece = vocabulary.model == "llama"
 
-    def stated(key: str, default: int | None) -> int | None:
+    def stated(key: str, default: int | None = None) -> int | None:
         index = metadata.get(key)
         valid = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(vocabulary.tokens)
         return index if valid else default
 
     entry = PRE_TOKENIZERS.get(vocabulary.pre)
     add_bos = bool(metadata.get(keys.ADD_BOS, sentencepiece or (entry is not None and entry.add_bos)))
-    eos = stated(keys.EOS_ID, 2 if sentencepiece else 11)
-    assert eos is not None
+    eos = stated(keys.EOS_ID)
     return SpecialIds(
-        eos=eos,
-        eot=stated(keys.EOT_ID, None),
-        eom=stated(keys.EOM_ID, None),
+        eos=(2 if sentencepiece else 11) if eos is None else eos,
+        eot=stated(keys.EOT_ID),
+        eom=stated(keys.EOM_ID),
         bos=stated(keys.BOS_ID, 1 if sentencepiece else 11 if add_bos else None),
-        pad=stated(keys.PAD_ID, None),
+        pad=stated(keys.PAD_ID),
         unk=stated(keys.UNK_ID, 0 if sentencepiece else None),
         add_bos=add_bos,
         add_eos=bool(metadata.get(keys.ADD_EOS, False)),

@@ -283,6 +283,9 @@ def test_absent_keys_mean_what_they_mean_to_llama_cpp(tmp_path: Path) -> None:
     sentencepiece = GgufCheckpoint(made(tmp_path / "spm.gguf", document(), vocabulary=small, more=absent))
     assert sentencepiece.special == SpecialIds(2, None, None, 1, None, 0, True, False)
     assert sentencepiece.tokenizer.vocabulary.add_space_prefix
+    sources = (bpe, llama3, sentencepiece)
+    runtime = llama_ids([source.path for source in sources], ["a b"], add_special=True)
+    assert [[source.tokenizer.encode("a b", add_special=True)] for source in sources] == runtime
 
 
 def test_an_id_outside_the_vocabulary_is_not_believed(tmp_path: Path) -> None:
