@@ -38,6 +38,8 @@ WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 
 # A temperature that makes every token equally likely: only a bias of minus infinity still tells tokens apart.
 FLAT = 1e6
+CERTAIN = 1000.0
+"""A bias on a token's logit that no other logit comes near."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,25 @@ class LlamaCpp:
         return int(self._ask("GET", "/v1/models")["data"][0]["meta"]["n_vocab"])
 
     def next_logprobs(self, ids: Sequence[int]) -> npt.NDArray[np.float64]:  # (vocabulary,)
-        """Natural-log probability of every token after `ids`."""
-        answer = self._complete(ids, n_probs=self.vocabulary)
+        """Natural-log probability of every token after `ids`.
+
+        The server leaves the probabilities out when the token it picks is an unfinished piece of UTF-8, so it is made
+        to pick one that ends generation; the bias changes the pick alone.
+        """
+        ending = min(self.end_of_generation)
+        answer = self._complete(ids, n_probs=self.vocabulary, logit_bias=[[ending, CERTAIN]])
         result = np.full(self.vocabulary, -np.inf)
         for entry in answer["completion_probabilities"][0]["top_logprobs"]:
             result[entry["id"]] = entry["logprob"]
-        return result
+        # Printed in single precision, they add up to one only nearly.
+        return result - np.logaddexp.reduce(result)
 
     def generate(self, ids: Sequence[int], *, max_tokens: int) -> Generation:
         """Continue `ids` greedily by at most `max_tokens`."""
         answer = self._complete(ids, n_predict=max_tokens, return_tokens=True)
         return Generation(tuple(answer["tokens"]), answer["content"], answer["stop_type"] == "eos")
 
+    @cached_property
     def end_of_generation(self) -> frozenset[int]:
         """Every id that ends generation in this runtime: those the file names, and those llama.cpp adds by their text.
 

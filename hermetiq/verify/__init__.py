@@ -1,0 +1,7 @@
+"""Proof that an artifact is still the same chat model: contract, parity, fidelity, smoke."""
+
+from hermetiq.manifest import Check
+from hermetiq.verify.artifact import verify
+from hermetiq.verify.report import ArtifactReport
+
+__all__ = ["ArtifactReport", "Check", "verify"]

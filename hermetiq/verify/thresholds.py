@@ -1,0 +1,59 @@
+"""How far each type may move from its source before the artifact is no longer the same chat model.
+
+One table, so that nobody has to invent a number. The KL limits are about four times what llama.cpp publishes for
+Llama-3-8B without an importance matrix (`tools/perplexity/README.md`: Q8_0 0.0014, Q4_K_M 0.031, Q3_K_M 0.10,
+Q2_K 0.45), since small models lose more; they catch a file that is broken, and leave ranking good files to the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hermetiq.quantize.spec import Spec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one type must keep. Differences are source against artifact, on held-out chats."""
+
+    kl: float
+    """Largest mean KL(source || artifact), nats per token."""
+    top1: float
+    """Smallest share of tokens where both have the same first choice."""
+    terminator_drop: float
+    """Largest loss of the terminator's mean log-probability where assistant turns end, in nats."""
+    stop_margin: float
+    """Where the source prefers stopping or going on by less (nats), either is right."""
+
+
+EXACT = Limits(kl=0.001, top1=0.995, terminator_drop=0.02, stop_margin=0.1)
+BFLOAT = Limits(kl=0.02, top1=0.96, terminator_drop=0.2, stop_margin=0.3)
+EIGHT = Limits(kl=0.02, top1=0.96, terminator_drop=0.2, stop_margin=0.5)
+SIX = Limits(kl=0.04, top1=0.93, terminator_drop=0.3, stop_margin=0.7)
+FIVE = Limits(kl=0.08, top1=0.90, terminator_drop=0.4, stop_margin=1.0)
+FOUR = Limits(kl=0.25, top1=0.82, terminator_drop=0.7, stop_margin=1.5)
+THREE = Limits(kl=0.8, top1=0.68, terminator_drop=1.5, stop_margin=2.0)
+TWO = Limits(kl=2.5, top1=0.45, terminator_drop=3.0, stop_margin=3.0)
+
+GGUF: dict[str, Limits] = {
+    **dict.fromkeys(("F32", "F16"), EXACT),
+    "BF16": BFLOAT,
+    "Q8_0": EIGHT,
+    "Q6_K": SIX,
+    **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"), FIVE),
+    **dict.fromkeys(("Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS"), FOUR),
+    **dict.fromkeys(("Q3_K_L", "Q3_K_M", "Q3_K_S"), THREE),
+    "Q2_K": TWO,
+}
+LIMITS: dict[str, dict[str, Limits]] = {"gguf": GGUF}
+
+RUNTIME_KL = 0.1
+"""Largest mean KL(walk || runtime), nats per token, between two computations of one file.
+
+Rounding of activations and of the key-value cache stays far below, rows in another order do not."""
+
+
+def limits_for(spec: Spec, *, max_kl: float | None = None) -> Limits:
+    """The limits of a type; `max_kl` (nats per token) replaces its KL limit."""
+    limits = LIMITS[spec.format][spec.recipe]
+    return limits if max_kl is None else replace(limits, kl=max_kl)
