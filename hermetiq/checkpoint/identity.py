@@ -41,9 +41,8 @@ def folder_digest(
 
 def _sample(tensor: Tensor) -> bytes:
     stored = tensor.contiguous().reshape(-1).view(torch.uint8)
-    step = (stored.numel() - _WINDOW) // (_WINDOWS - 1)
-    if step <= _WINDOW:
+    last = stored.numel() - _WINDOW
+    if last <= _WINDOW * (_WINDOWS - 1):
         return stored.numpy().tobytes()
-    return b"".join(stored[i * step :][:_WINDOW].numpy().tobytes() for i in range(_WINDOWS - 1)) + (
-        stored[-_WINDOW:].numpy().tobytes()
-    )
+    starts = (last * i // (_WINDOWS - 1) for i in range(_WINDOWS))
+    return b"".join(stored[start : start + _WINDOW].numpy().tobytes() for start in starts)

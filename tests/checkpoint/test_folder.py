@@ -192,8 +192,10 @@ def test_fingerprint_follows_the_content(single: Path, alone: Path) -> None:
     assert FolderCheckpoint(alone).fingerprint() == first  # Another place, the same model.
     rewrite(alone, lambda t: t[NORM].add_(1))
     other = FolderCheckpoint(alone).fingerprint()
+    rewrite(alone, lambda t: t["model.embed_tokens.weight"][-1].zero_())  # The row of an added tag.
+    third = FolderCheckpoint(alone).fingerprint()
     edit_json(alone / "generation_config.json", eos_token_id=1)
-    assert len({first, other, FolderCheckpoint(alone).fingerprint()}) == 3
+    assert len({first, other, third, FolderCheckpoint(alone).fingerprint()}) == 4
 
 
 # Memory
