@@ -151,7 +151,8 @@ class LlamaCpp:
         for entry in answer["completion_probabilities"][0]["top_logprobs"]:
             result[entry["id"]] = entry["logprob"]
         # Printed in single precision, they add up to one only nearly.
-        return result - np.logaddexp.reduce(result)
+        result -= np.logaddexp.reduce(result)
+        return result
 
     def generate(self, ids: Sequence[int], *, max_tokens: int) -> Generation:
         """Continue `ids` greedily by at most `max_tokens`."""
