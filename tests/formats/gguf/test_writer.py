@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hermetiq.formats.gguf.names import interleaved_rows
 from hermetiq.quantize import ggml
 from hermetiq.quantize.spec import GGUF_RECIPES
 from tests.formats.gguf.small import CONFIG, NARROW, MemorySource, header, random_weights, write_file
+from tests.oracles import gguf_bytes
 
 SMALL = replace(NARROW, layers=2)
 LAST = "model.norm.weight"
@@ -183,18 +185,23 @@ def test_whatever_interrupts_leaves_old_files_as_they_were_and_nothing_new(
     assert (tmp_path / "old.gguf").read_text() == "of yesterday"
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 200,000 bytes, as if the disk were full."""
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(HermetiqError, match=r"model\.gguf: cannot write: File too large"):
+@pytest.mark.parametrize("tensor", ["blk.0.attn_norm.weight", "blk.1.ffn_up.weight"])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tensor: str, tmp_path: Path) -> None:
+    planned = plan(header(SMALL), "F32")
+    # The disk ends inside a small tensor, whose bytes wait in a buffer and fail again on closing, or a large one.
+    end = len(planned.header) + gguf_bytes.parse(planned.header).tensors[tensor].offset + 100
+    with disk_of(end), pytest.raises(HermetiqError, match=r"model\.gguf: cannot write: File too large"):
         write_file(tmp_path / "model.gguf", SMALL, "F32", random_weights(SMALL))
     assert not names(tmp_path)
 
@@ -236,7 +243,8 @@ def test_a_killed_process_leaves_no_final_name(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from hermetiq.formats.gguf import plan, write
-        from tests.formats.gguf.small import NARROW, MemorySource, header, random_weights
+        from tests.oracles import gguf_bytes
+from tests.formats.gguf.small import NARROW, MemorySource, header, random_weights
 
         def die(name, written):
             if name == "blk.7.ffn_norm.weight":
