@@ -243,8 +243,7 @@ def test_a_killed_process_leaves_no_final_name(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from hermetiq.formats.gguf import plan, write
-        from tests.oracles import gguf_bytes
-from tests.formats.gguf.small import NARROW, MemorySource, header, random_weights
+        from tests.formats.gguf.small import NARROW, MemorySource, header, random_weights
 
         def die(name, written):
             if name == "blk.7.ffn_norm.weight":
