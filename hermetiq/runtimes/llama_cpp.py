@@ -32,8 +32,9 @@ from hermetiq.errors import CheckFailed, HermetiqError
 
 LOG_TAIL = 1500
 """Characters of llama.cpp's log that an error shows."""
-INFORMATION = re.compile(r"[\d.]+ [ID] ")
-"""Log lines of no interest to somebody whose file does not load."""
+LOG_LINE = re.compile(r"[\d.]+ (?P<level>[A-Z]) (?P<text>.*)", re.DOTALL)
+QUIET_LEVELS = "ID"
+"""Information and debugging: of no interest to somebody whose file does not load."""
 WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 
 # A temperature that makes every token equally likely: only a bias of minus infinity still tells tokens apart.
@@ -94,6 +95,7 @@ class LlamaCpp:
             stderr=self._log,
             text=True,
             encoding="utf-8",
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
         try:
             address = urlsplit(self._start(self._process))
@@ -214,10 +216,7 @@ class LlamaCpp:
 
     def _failure(self, what: str) -> HermetiqError:
         """The error with the end of llama.cpp's log, or with the missing package when that is the cause."""
-        log = ""
-        if self._log:
-            self._log.seek(0)
-            log = "".join(line for line in self._log if not INFORMATION.match(line))
+        log = self._complaints()
         if "No module named 'xllamacpp'" in log:
             return HermetiqError("the package xllamacpp is not installed", remedy="pip install xllamacpp")
         return CheckFailed(
@@ -225,6 +224,18 @@ class LlamaCpp:
             where=self.path.name,
             remedy="the file breaks in llama.cpp as it would for its users; do not publish it",
         )
+
+    def _complaints(self) -> str:
+        """llama.cpp's log without information, times and this machine's folders: the same for the same fault."""
+        if not self._log:
+            return ""
+        self._log.seek(0)
+        kept = []
+        for line in self._log:
+            match = LOG_LINE.match(line)
+            if match is None or match["level"] not in QUIET_LEVELS:
+                kept.append(match["text"] if match else line)
+        return "".join(kept).replace(f"{self.path.resolve().parent}{os.sep}", "")
 
 
 def _cores() -> int:

@@ -8,16 +8,18 @@ divergence, as `llama-perplexity --kl-divergence` does), and the terminator is f
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 CHUNK = 64
 """Tokens whose distributions are held at a time: with 150,000 rows they and what is made of them take 400 MB."""
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 Logits = Callable[[Tensor], Tensor]
 """The head: states (tokens, hidden) to logits (tokens, vocabulary)."""
@@ -64,10 +66,10 @@ class Fidelity:
 class _Chunk:
     """Figures of one stretch of tokens, each (tokens,)."""
 
-    kl: npt.NDArray[np.float64]
-    source_nll: npt.NDArray[np.float64]
-    artifact_nll: npt.NDArray[np.float64]
-    same_choice: npt.NDArray[np.bool_]
+    kl: Tensor
+    source_nll: Tensor
+    artifact_nll: Tensor
+    same_choice: Tensor
 
 
 def compare(
@@ -81,21 +83,21 @@ def compare(
 ) -> Fidelity:
     """Compare two models that have read the same rows.
 
-    Every token but a row's last predicts the next one and is counted. Logits are float32, log-softmax and all sums
-    float64, so that equal models give exactly zero and rounding stays below 1e-6.
+    Every token but a row's last predicts the next one and is counted. Logits are float32 and sums float64; equal models
+    give exactly zero, and rounding stays below 1e-6. An artifact with NaN in it gets NaN for every figure it touches.
     """
     chunks = [
         _compare_chunk(source_logits(before), artifact_logits(after), targets)
         for before, after, targets in _stretches(source, artifact)
     ]
-    kl = np.concatenate([chunk.kl for chunk in chunks])
+    kl = torch.cat([chunk.kl for chunk in chunks])
     return Fidelity(
         tokens=len(kl),
         kl_mean=float(kl.mean()),
-        kl_p99=float(np.percentile(kl, 99)),
-        perplexity_source=math.exp(np.concatenate([chunk.source_nll for chunk in chunks]).mean()),
-        perplexity_artifact=math.exp(np.concatenate([chunk.artifact_nll for chunk in chunks]).mean()),
-        top1_agreement=float(np.concatenate([chunk.same_choice for chunk in chunks]).mean()),
+        kl_p99=float(kl.quantile(0.99)),
+        perplexity_source=_perplexity(torch.cat([chunk.source_nll for chunk in chunks])),
+        perplexity_artifact=_perplexity(torch.cat([chunk.artifact_nll for chunk in chunks])),
+        top1_agreement=float(torch.cat([chunk.same_choice for chunk in chunks]).double().mean()),
         source_ends=turn_ends_of(source, source_logits, ends, terminator),
         artifact_ends=turn_ends_of(artifact, artifact_logits, ends, terminator),
     )
@@ -116,7 +118,8 @@ def turn_ends_of(
         states = torch.stack([rows[row][1][position] for row, position in places])
         table = logprobs(logits(states))
         values = table[:, terminator]
-        ranks = (table > values[:, None]).sum(dim=1) + 1
+        # Counted by what is not smaller, itself included: among ties and among NaN the terminator comes last.
+        ranks = (~(table < values[:, None])).sum(dim=1)
         found += [
             TurnEnd(row, position, float(value), int(rank))
             for (row, position), value, rank in zip(places, values, ranks, strict=True)
@@ -137,11 +140,32 @@ def _stretches(source: Sequence[Row], artifact: Sequence[Row]) -> Iterator[tuple
 
 def _compare_chunk(source: Tensor, artifact: Tensor, targets: Tensor) -> _Chunk:
     """Figures for logits of both (tokens, vocabulary) and the tokens that came (tokens,)."""
-    before, after = logprobs(source), logprobs(artifact)
-    following = targets[:, None]
+    before, after, following = _Distribution(source), _Distribution(artifact), targets[:, None]
+    moved = (before.weights * (before.logits - after.logits)).sum(dim=1).double() / before.total
     return _Chunk(
-        kl=(before.exp() * (before - after)).sum(dim=1).numpy(),
-        source_nll=-before.gather(1, following)[:, 0].numpy(),
-        artifact_nll=-after.gather(1, following)[:, 0].numpy(),
-        same_choice=(before.argmax(dim=1) == after.argmax(dim=1)).numpy(),
+        kl=moved - before.total.log() + after.total.log(),
+        source_nll=before.nll(following),
+        artifact_nll=after.nll(following),
+        same_choice=before.choice == after.choice,
     )
+
+
+class _Distribution:
+    """Softmax of logits (tokens, vocabulary) kept as its parts: two tables of float32 in place of four of float64."""
+
+    def __init__(self, logits: Tensor) -> None:
+        largest, self.choice = logits.max(dim=1)
+        self.logits = logits - largest[:, None]
+        """Less the largest, which leaves the distribution as it is."""
+        self.weights = self.logits.exp()
+        self.total = self.weights.sum(dim=1).double()
+
+    def nll(self, following: Tensor) -> Tensor:
+        """Minus the log-probability of one token each: `following` is (tokens, 1), the result (tokens,)."""
+        return self.total.log() - self.logits.gather(1, following)[:, 0].double()
+
+
+def _perplexity(nll: Tensor) -> float:
+    """Of negative log-likelihoods (tokens,); infinite where it has no float."""
+    mean = float(nll.mean())
+    return math.inf if mean > _LARGEST_EXPONENT else math.exp(mean)

@@ -16,8 +16,8 @@ from .smoke import Answer
 
 ANSWER_TOKENS = 64
 """Longest answer asked for; the smoke prompts have natural answers of a third of it."""
-ENDS_ASKED = 8
-"""Turn ends at which the runtime's whole distribution is compared with the walk's."""
+ENDS_ASKED = 4
+"""Turn ends at which the runtime's whole distribution is compared with the walk's; each is megabytes of JSON."""
 MARGIN = 16
 """Tokens of context beyond the longest text, for what a runtime adds."""
 

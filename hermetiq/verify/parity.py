@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 
-from hermetiq.chat.contract import ChatContract
+from hermetiq.chat.contract import ChatContract, special_ids
 from hermetiq.manifest import Check
 
 SHOWN = 12
@@ -65,15 +65,20 @@ def check_bos(contract: ChatContract, plain: Sequence[int], special: Sequence[in
 def check_stops(
     contract: ChatContract, runtime: Collection[int], *, inside_turns: Collection[int]
 ) -> tuple[Check, tuple[str, ...]]:
-    """The runtime ends its turn on every stop of the source, and on nothing that an assistant says (U02, U76).
+    """The runtime ends its turn on the stops of the source, and on nothing that an assistant says (U02, U76).
+
+    A file names the terminator and one more stop (`special_ids`); those must be in the runtime's set. Whether it knows
+    the rest of a longer list by their texts is up to the runtime.
 
     Args:
         inside_turns: ids that occur inside assistant turns of held-out chats, terminators excluded.
 
     Returns:
-        The check, and a note for further stops that do no harm.
+        The check, and notes on stops that only one of the two has, and that do no harm.
     """
-    missing = sorted(set(contract.stop_ids) - set(runtime))
+    named = special_ids(contract)
+    missing = sorted({token for token in (named.eos, named.eot, named.eom) if token is not None} - set(runtime))
+    unknown = sorted(set(contract.stop_ids) - set(runtime) - set(missing))
     extra = sorted(set(runtime) - set(contract.stop_ids))
     harmful = [token for token in extra if token in inside_turns]
     reasons = []
@@ -82,11 +87,15 @@ def check_stops(
     if harmful:
         reasons.append(f"llama.cpp stops on {harmful}, which occur inside answers")
     harmless = [token for token in extra if token not in inside_turns]
-    notes = (f"llama.cpp also stops on {harmless}, which no held-out answer contains",) if harmless else ()
+    notes = []
+    if harmless:
+        notes.append(f"llama.cpp also stops on {harmless}, which no held-out answer contains")
+    if unknown:
+        notes.append(f"llama.cpp does not stop on {unknown}, further stops that the format has no place for")
     check = Check(
         "stops", not reasons, value=str(sorted(runtime)), limit=str(list(contract.stop_ids)), reason="; ".join(reasons)
     )
-    return check, notes
+    return check, tuple(notes)
 
 
 def inside_turns(

@@ -1,31 +1,29 @@
-"""The source as every artifact is held against it: rendered chats, their ids, and what the source makes of them.
+"""The source as every artifact is held against it: rendered chats and texts, and their ids by its own tokenizer.
 
-All of it is computed once, however many artifacts there are. The walk reads every weight of the source, so it takes the
-artifacts' own answers along in the same pass.
+All of it is made once, however many artifacts there are, and no weight is read for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from torch import Tensor
-
-from hermetiq.calibration import walk
 from hermetiq.calibration.corpus import held_out_chats, smoke_prompts, turn_ends
 from hermetiq.chat.contract import ChatContract, derive
 from hermetiq.chat.probe import template_variables
-from hermetiq.chat.template import Message, RenderRequest, TemplateError, render_each
+from hermetiq.chat.template import Message, RenderRequest, render_each
 from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import HermetiqError
 from hermetiq.model import TokenKind
 
-from .fidelity import Logits
 from .parity import Encoding
 from .strings import decomposed_strings, parity_strings
 
-TEMPLATES_SHOWN = 4
+SAMPLES = 4
 """Prompts on which llama.cpp's Jinja engine is compared."""
+_TAG_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -51,94 +49,100 @@ class Reference:
     decomposed: tuple[Encoding, ...]
     """Texts in a Unicode form that llama.cpp cannot normalise."""
     smoke: tuple[Prompt, ...]
+    """Questions that each artifact answers."""
     samples: tuple[Prompt, ...]
-    """Prompts of held-out chats, to compare template engines on."""
-    refused: int
-    """Held-out chats that the source's template does not take (a system role, say)."""
+    """Prompts of held-out chats, to compare template engines on; at least one."""
+    notes: tuple[str, ...] = ()
+    """Held-out chats that were left out, and why."""
 
 
 def read(checkpoint: Checkpoint) -> Reference:
-    """Render and encode everything that artifacts are asked about; no weight is read.
+    """Render and encode everything that artifacts are asked about.
 
     Raises:
         Refusal: the source has no contract.
-        HermetiqError: its template takes no held-out chat, or leaves every assistant turn open.
+        HermetiqError: no held-out chat fits its template and context, or every assistant turn stays open.
     """
-    contract = derive(checkpoint)
-    tokenizer, variables = checkpoint.tokenizer, template_variables(checkpoint.tokenizer)
-    chats = held_out_chats()
-    prompts = [(index, messages) for index, chat in enumerate(chats) for messages in chat.prompts()]
-    smoke = [({"role": "user", "content": text},) for text in smoke_prompts()]
-    rendered = render_each(
-        contract.template,
-        [
-            *(RenderRequest(chat.messages, False, variables) for chat in chats),
-            *(RenderRequest(messages, True, variables) for _, messages in prompts),
-            *(RenderRequest(messages, True, variables) for messages in smoke),
-        ],
-    )
-    whole, openings, questions = _split(rendered, len(chats), len(prompts))
-
-    def encode(text: str) -> tuple[int, ...]:
-        bos = [contract.bos_token_id] if contract.add_bos and contract.bos_token_id is not None else []
-        return (*bos, *tokenizer.encode(text))
-
-    taken = [index for index, text in enumerate(whole) if isinstance(text, str)]
-    rows, ends = [], []
-    for row, index in enumerate(taken):
-        ids = encode(str(whole[index]))
-        starts = [encode(str(text)) for (chat, _), text in zip(prompts, openings, strict=True) if chat == index]
-        rows.append(ids)
-        ends += [(row, position) for position in turn_ends(ids, contract.terminator_id, starts)]
+    contract, tokenizer = derive(checkpoint), checkpoint.tokenizer
+    scribe = _Scribe(contract, tokenizer)
+    rendered = scribe.conversations()
+    taken = [chat for chat in rendered if chat and len(chat.ids) <= checkpoint.model.context_length]
+    ends = [
+        (row, position)
+        for row, chat in enumerate(taken)
+        for position in turn_ends(chat.ids, contract.terminator_id, [prompt.ids for prompt in chat.prompts])
+    ]
     if not ends:
         raise HermetiqError(
-            f"the template closes no assistant turn of {len(chats)} held-out chats", where=str(checkpoint.path)
+            f"the template closes no assistant turn of {len(taken)} held-out chats that fit the model",
+            where=checkpoint.provenance.name,
+            remedy="see what the template makes of a chat that alternates user and assistant",
         )
+    prompts = [prompt for chat in taken for prompt in chat.prompts]
     specials = [token.text for token in tokenizer.vocabulary.tokens if token.kind in _TAG_KINDS]
-    conversations = [str(whole[index]) for index in taken]
-    samples = [
-        Prompt(messages, text, encode(text))
-        for (_, messages), text in zip(prompts, openings, strict=True)
-        if isinstance(text, str)
-    ]
+    questions = [({"role": "user", "content": text},) for text in smoke_prompts()]
     return Reference(
         contract=contract,
-        rows=tuple(rows),
+        rows=tuple(chat.ids for chat in taken),
         ends=tuple(ends),
-        texts=tuple(Encoding(text, tuple(tokenizer.encode(text))) for text in parity_strings(specials, conversations)),
-        decomposed=tuple(Encoding(text, tuple(tokenizer.encode(text))) for text in decomposed_strings()),
-        smoke=tuple(
-            Prompt(messages, text, encode(text))
-            for messages, text in zip(smoke, questions, strict=True)
-            if isinstance(text, str)
-        ),
-        samples=tuple(samples[:: max(1, len(samples) // TEMPLATES_SHOWN)][:TEMPLATES_SHOWN]),
-        refused=len(chats) - len(taken),
+        texts=_encodings(tokenizer, parity_strings(specials, [chat.text for chat in taken])),
+        decomposed=_encodings(tokenizer, decomposed_strings()),
+        smoke=tuple(prompt for prompt in scribe.prompts(questions) if prompt),
+        samples=tuple(prompts[:: max(1, len(prompts) // SAMPLES)][:SAMPLES]),
+        notes=_left_out(refused=rendered.count(None), long=len(rendered) - rendered.count(None) - len(taken)),
     )
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a model makes of rows of ids: final states of each, (tokens, hidden), and the head that gives logits."""
+class _Conversation:
+    """A whole held-out chat, and its beginnings up to each answer."""
 
-    states: Sequence[Tensor]
-    logits: Logits
-
-
-def walk_through(
-    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], on_block: Callable[[int, int], None] | None = None
-) -> Reading:
-    """Read `rows` with the checkpoint's weights in float32, one decoder block in memory at a time."""
-    states = walk.final_hidden(checkpoint.config, checkpoint.load, rows, on_block=on_block)
-    return Reading(states, walk.head(checkpoint.config, checkpoint.load))
+    text: str
+    ids: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
 
 
-_TAG_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
+@dataclass(frozen=True)
+class _Scribe:
+    """Writes chats down as the source does; what its template refuses (a system role, say) comes out as None."""
 
-Rendering = str | TemplateError
+    contract: ChatContract
+    tokenizer: Tokenizer
+
+    def conversations(self) -> list[_Conversation | None]:
+        """The held-out chats."""
+        chats = held_out_chats()
+        texts = self._render([chat.messages for chat in chats], prompt=False)
+        beginnings = iter(self.prompts([messages for chat in chats for messages in chat.prompts()]))
+        found: list[_Conversation | None] = []
+        for chat, text in zip(chats, texts, strict=True):
+            prompts = tuple(prompt for prompt in islice(beginnings, len(chat.prompts())) if prompt)
+            found.append(None if text is None else _Conversation(text, self._encode(text), prompts))
+        return found
+
+    def prompts(self, chats: Sequence[tuple[Message, ...]]) -> list[Prompt | None]:
+        """Chats that end with a user's turn, rendered with the opening of the answer."""
+        texts = self._render(chats, prompt=True)
+        return [
+            None if text is None else Prompt(messages, text, self._encode(text))
+            for messages, text in zip(chats, texts, strict=True)
+        ]
+
+    def _render(self, chats: Sequence[Sequence[Message]], *, prompt: bool) -> list[str | None]:
+        variables = template_variables(self.tokenizer)
+        outcomes = render_each(self.contract.template, [RenderRequest(chat, prompt, variables) for chat in chats])
+        return [outcome if isinstance(outcome, str) else None for outcome in outcomes]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """With BOS where the contract adds one; a template that prints it has it in the text."""
+        bos = self.contract.bos_token_id
+        return (*([bos] if self.contract.add_bos and bos is not None else []), *self.tokenizer.encode(text))
 
 
-def _split(
-    rendered: Sequence[Rendering], first: int, second: int
-) -> tuple[Sequence[Rendering], Sequence[Rendering], Sequence[Rendering]]:
-    return rendered[:first], rendered[first : first + second], rendered[first + second :]
+def _encodings(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Encoding, ...]:
+    return tuple(Encoding(text, tuple(tokenizer.encode(text))) for text in texts)
+
+
+def _left_out(*, refused: int, long: int) -> tuple[str, ...]:
+    counts = {"the template refuses": refused, "the model's context is too short for": long}
+    return tuple(f"{reason} {count} held-out chats, which were left out" for reason, count in counts.items() if count)
