@@ -193,11 +193,11 @@ def export(
 
 
 def show_plan(plan: Plan) -> None:
-    table = Table("file", "size", "bits/weight", "nominal", "fell back", box=None)
+    table = Table("file", "size", "bits/weight", "nominal", "fell back", "tensors", box=None)
     for item in plan.files:
-        table.add_row(
-            item.name, size(item.bytes), f"{item.bpw:.2f}", f"{item.nominal_bpw:.2f}", f"{item.fallback_share:.0%}"
-        )
+        types = ", ".join(f"{count} {kind}" for kind, count in item.types.items())
+        bits = (f"{item.bpw:.2f}", f"{item.nominal_bpw:.2f}", f"{item.fallback_share:.0%}")
+        table.add_row(item.name, size(item.bytes), *bits, types)
     out.print(table)
     out.print(f"disk {size(plan.disk)}, memory about {size(plan.memory)}")
 
@@ -227,6 +227,11 @@ def verify(
 
     with progress("verifying") as tick:
         reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, tick=tick)
+    conclude(reports, as_json=as_json)
+
+
+def conclude(reports: Sequence[ArtifactReport], *, as_json: bool) -> None:
+    """Show what was verified; exit 1 when a check failed."""
     if as_json:
         print_json([report.to_json() for report in reports])
     else:
@@ -242,6 +247,8 @@ def show_reports(reports: Sequence[ArtifactReport]) -> None:
         table.add_row(Path(item.file).name, size(item.bytes), f"{item.bpw:.2f}", f"{item.kl:.4f}", f"{item.top1:.1%}",
                       f"{item.terminator:+.3f}", item.stops, verdict)  # fmt: skip
     out.print(table)
+    for note in dict.fromkeys(note for item in reports for note in item.verification.notes):
+        talk.print(f"[blue]note[/] {escape(note)}", soft_wrap=True)
     for item in reports:
         for check in item.checks:
             if not check.passed:
@@ -261,9 +268,4 @@ def demo(
 
     with progress("opening") as tick:
         reports = run(folder, tick=tick)
-    if as_json:
-        print_json([report.to_json() for report in reports])
-    else:
-        show_reports(reports)
-    if not all(report.passed for report in reports):
-        raise typer.Exit(1)
+    conclude(reports, as_json=as_json)
