@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hermetiq.pipeline import export, prepare
+from hermetiq.quantize.spec import parse
 from tests.fixtures.hermes import trained_checkpoint
 from tests.fixtures.models import tiny_checkpoint
 
@@ -20,3 +22,11 @@ def hermes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_hermes() -> Path:
     """The Hermes-like model that answers every chat of `tests.fixtures.hermes.CHATS`; trained once, then cached."""
     return trained_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def exported_hermes(trained_hermes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained_hermes` as F32, Q8_0 and Q4_K_M, with its `hermetiq.json`."""
+    folder = tmp_path_factory.mktemp("exports") / "hermes"
+    export(prepare(trained_hermes, [parse(f"gguf:{recipe}") for recipe in ("F32", "Q8_0", "Q4_K_M")]), folder)
+    return folder

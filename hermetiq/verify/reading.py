@@ -25,7 +25,7 @@ def read_rows(
 ) -> Reading:
     """Read `rows` with the checkpoint's weights in float32, one decoder block in memory at a time.
 
-    Besides that block, the head stays: rows x hidden x 4 bytes. `on_block` is told how many blocks of how many are done.
+    Besides that block, the head stays: rows x hidden x 4 bytes. `on_block` is told of each block and of how many.
 
     Raises:
         Refusal: a tensor cannot be read.

@@ -72,6 +72,20 @@ def logits(model: Path, tokens: Sequence[int]) -> NDArray[np.float32]:  # (token
             llama_cpp.llama_model_free(loaded)
 
 
+def end_of_generation(model: Path) -> set[int]:
+    """Every id of the vocabulary that llama.cpp stops on, asked one by one; no tensor is loaded."""
+    with _log():
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.vocab_only = True
+        loaded = llama_cpp.llama_model_load_from_file(str(model).encode(), parameters)
+        assert loaded, "llama.cpp cannot load the file"
+        vocabulary = llama_cpp.llama_model_get_vocab(loaded)
+        tokens = range(llama_cpp.llama_vocab_n_tokens(vocabulary))
+        found = {token for token in tokens if llama_cpp.llama_vocab_is_eog(vocabulary, token)}
+        llama_cpp.llama_model_free(loaded)
+        return found
+
+
 def _quantize(source: Path, target: Path, file_type: int, *, threads: int, dry_run: bool) -> int:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread, parameters.dry_run = file_type, threads, dry_run
