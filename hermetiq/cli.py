@@ -38,8 +38,8 @@ app = typer.Typer(
 WIDE = 240
 """Columns where no terminal says how many there are: a table read by a program is never cut."""
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-talk = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+talk = Console(stderr=True, highlight=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
@@ -85,6 +85,11 @@ def escape(text: str) -> str:
     return escape_markup("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text))
 
 
+def one_line(text: str) -> str:
+    """`escape`, for text of a checkpoint that must not look like a line of ours."""
+    return escape(text).replace("\n", "\\n").replace("\t", " ")
+
+
 def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False))
 
@@ -93,11 +98,11 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     for item in findings:
         place = f"{item.file}: {item.field}" if item.field else item.file
         console.print(
-            f"[{STYLES[item.severity]}]{item.severity}[/] [bold]{item.rule}[/] {escape(place)}", soft_wrap=True
+            f"[{STYLES[item.severity]}]{item.severity}[/] [bold]{item.rule}[/] {one_line(place)}", soft_wrap=True
         )
-        console.print(f"    found {escape(item.found)}; expected {escape(item.expected)}", soft_wrap=True)
-        console.print(f"    why: {escape(item.why)}", soft_wrap=True)
-        console.print(f"    repair: {escape(item.repair)}", soft_wrap=True)
+        console.print(f"    found {one_line(item.found)}; expected {one_line(item.expected)}", soft_wrap=True)
+        console.print(f"    why: {one_line(item.why)}", soft_wrap=True)
+        console.print(f"    repair: {one_line(item.repair)}", soft_wrap=True)
 
 
 @contextmanager

@@ -186,6 +186,9 @@ _TABLE = (
     ),
 )
 
+_LONGEST = 600
+"""Characters of a checkpoint's own text that a finding shows: enough for ten names, and no file floods a terminal."""
+
 RULES: dict[str, Rule] = {rule.name: rule for rule in _TABLE}
 
 
@@ -206,7 +209,7 @@ def finding(
         severity=severity or entry.severity,
         file=file,
         field=field,
-        found=found,
+        found=found if len(found) <= _LONGEST else f"{found[:_LONGEST]} …",
         expected=expected,
         why=entry.why,
         repair=repair or entry.repair,

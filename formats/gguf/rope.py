@@ -15,15 +15,18 @@ from hermetiq.model import ModelConfig
 FACTORS = "rope_freqs.weight"
 """Name of the tensor that divides each rotary frequency."""
 
+_LENGTH = "original_max_position_embeddings"
 _KEYS: Mapping[str, Mapping[str, str]] = {
     "linear": {"factor": "factor"},
-    "yarn": {"factor": "factor", "original_max_position_embeddings": "original_context_length"},
+    "yarn": {"factor": "factor", _LENGTH: "original_context_length"},
     "llama3": {},
 }
 """By kind: field of `rope_scaling` -> what follows `rope.scaling.` in its GGUF key."""
 
+_END = float(1 << 31)
+"""Above every factor and length; GGUF has 32 bits for either."""
 _YARN_ASSUMED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", _LENGTH)
 _REQUIRED = {"linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
 
 
@@ -72,8 +75,10 @@ def _checked(config: ModelConfig) -> tuple[str, Mapping[str, Any]]:
     if kind not in _KEYS:
         raise _refused("rope_type", kind, ", ".join(_KEYS))
     for name in _REQUIRED[kind]:
-        if not isinstance(fields.get(name), int | float) or fields[name] <= 0:
+        if not _is_positive(fields.get(name)):
             raise _refused(name, fields.get(name), "a positive number")
+    if kind == "llama3" and fields["high_freq_factor"] <= fields["low_freq_factor"]:
+        raise _refused("high_freq_factor", fields["high_freq_factor"], "more than low_freq_factor")
     if kind == "yarn":
         _check_yarn(fields)
     return kind, fields
@@ -83,16 +88,24 @@ def _check_yarn(fields: Mapping[str, Any]) -> None:
     """Hold the fields that llama.cpp has no key for, or does not read in these architectures, to what it assumes."""
     for name, assumed in (("attention_factor", 1 + 0.1 * log(max(1.0, fields["factor"]))), *_YARN_ASSUMED.items()):
         found = fields.get(name, assumed)
-        if not isinstance(found, int | float) or not isclose(found, assumed, rel_tol=1e-4):
+        if not isinstance(found, int | float) or not 0 < found < _END or not isclose(found, assumed, rel_tol=1e-4):
             raise _refused(name, found, f"{assumed:.6g}, or no such field")
+    length = fields.get(_LENGTH, 1)
+    if not isinstance(length, int) or not _is_positive(length):
+        raise _refused(_LENGTH, length, "a positive integer")
     for name in ("mscale", "mscale_all_dim"):
         if name in fields:
             raise _refused(name, fields[name], "no such field")
 
 
+def _is_positive(value: object) -> bool:
+    """Compared, not converted: JSON has NaN and integers that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _END
+
+
 def _refused(field: str, found: object, expected: str) -> HermetiqError:
     return HermetiqError(
-        f"llama.cpp cannot compute this rotary scaling: found {found!r}, expected {expected}",
+        f"llama.cpp cannot compute this rotary scaling: found {found!r:.60}, expected {expected}",
         where=f"config.json: rope_scaling.{field}",
         remedy="export to another format, or from a checkpoint with a supported scaling",
     )

@@ -36,6 +36,13 @@ TEMPLATE: Final = "chat_template.jinja"
 CARD: Final = "README.md"
 RECIPE: Final = "mergekit_config.yml"
 
+POINTER: Final = "version https://git-lfs"
+"""How the small file begins that git keeps in the place of a large one."""
+POINTER_REPAIR: Final = "Fetch the file with `git lfs pull`, or download it from the Hub again."
+
+_MOST_BYTES = 1 << 28
+"""Ten times the largest tokenizer.json in use; what is larger would only fill the memory."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNTELLING = re.compile(r"|model|models|merged|output|checkpoint-\d+|final|weights|main", re.IGNORECASE)
 """Folder names that say nothing about the model inside."""
@@ -67,6 +74,20 @@ def stays_inside(folder: Path, path: Path) -> bool:
         # A link that leads to itself.
         return False
     return any(target.is_relative_to(root) for root in roots)
+
+
+def obstacle(path: Path) -> str | None:
+    """What stands at `path` in the place of a readable file; None for a file.
+
+    Asked before anything is opened, because opening a pipe waits for its other end.
+    """
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return "a folder"
+    if path.exists():
+        return "a device or a pipe"
+    return "a link to a file that is not there" if path.is_symlink() else "no such file"
 
 
 def read_json(folder: Path, name: str) -> Read[dict[str, Any] | None]:
@@ -119,7 +140,7 @@ def read_provenance(folder: Path, documents: Mapping[str, Mapping[str, Any]]) ->
     name, revision = _identity(folder, documents.get("config.json", {}))
     provenance = Provenance(
         name=name,
-        license=license_ if isinstance(license_, str) else None,
+        license=license_ if _is_name(license_) else None,
         base_models=tuple(each for each in (parents if isinstance(parents, list) else [parents]) if _is_name(each)),
         merge_recipe=recipe,
         revision=revision,
@@ -144,7 +165,8 @@ def _identity(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]
 
 
 def _is_name(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip())
+    """YAML, too, can spell half of a UTF-16 pair."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search(r"[\ud800-\udfff]", value)
 
 
 def _read(folder: Path, name: str, parse: Callable[[str], T]) -> Read[T | None]:
@@ -155,8 +177,17 @@ def _read(folder: Path, name: str, parse: Callable[[str], T]) -> Read[T | None]:
             return None, ()
         if not stays_inside(folder, path):
             return None, (link_out(name),)
+        if found := obstacle(path):
+            return None, (incomplete(name, found=found, expected="a readable file"),)
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            return None, (incomplete(name, found=f"{size} bytes", expected=f"at most {_MOST_BYTES}"),)
         # Text mode turns CRLF into LF, as transformers does for templates.
-        return parse(path.read_text(encoding="utf-8")), ()
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(POINTER):
+            return None, (
+                incomplete(name, found="a Git LFS pointer", expected="the file itself", repair=POINTER_REPAIR),
+            )
+        return parse(text), ()
     except json.JSONDecodeError as error:
         found = f"{error.msg} at line {error.lineno}, column {error.colno}"
     except UnicodeDecodeError as error:
@@ -174,7 +205,17 @@ def _parse_object(text: str) -> dict[str, Any]:
     document = json.loads(text, object_pairs_hook=_without_duplicates)
     if not isinstance(document, dict):
         raise ValueError(f"{type(document).__name__} instead of an object")
+    if _SURROGATE.search(text):
+        _require_unicode(document)
     return document
+
+
+def _require_unicode(document: dict[str, Any]) -> None:
+    """JSON can spell half of a UTF-16 pair, which no text holds and no tokenizer takes."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object[error.start]!r}, which is no character") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def _read(folder: Path) -> _Contents:
     model, wrong_config = _read_model(folder, documents)
     templates, wrong_templates = read_templates(folder, documents)
     provenance, wrong_card = read_provenance(folder, documents)
-    stored, wrong_tensors = read_tensors(folder)
+    # Of an adapter alone every weight is missing, too, but that is not what has to be repaired.
+    stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else read_tensors(folder)
     # Old exports keep this buffer; it follows from rope_theta.
     tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
     packed = quantized(folder, documents, tensors)
@@ -173,12 +174,16 @@ def _read_model(
             return parse_config(documents["config.json"]), ()
         except Refusal as refusal:
             return None, refusal.findings
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() or (folder / "config.json").is_symlink():
         return None, ()  # Unreadable, and found so before.
-    if (folder / "adapter_config.json").exists():
+    if _is_adapter(folder):
         repair = "Open the base model and give this folder as --adapter."
         return None, (incomplete("config.json", found="a LoRA adapter alone", expected="a model", repair=repair),)
     return None, (incomplete("config.json", found="no such file", expected="the configuration of the model"),)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
 
 
 def _quantized(file: str, field: str, found: str) -> Finding:

@@ -8,11 +8,10 @@ that is half applied is a model nobody trained.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from hermetiq.errors import HermetiqError, Refusal
 
@@ -20,6 +19,7 @@ from .base import TensorInfo
 from .documents import incomplete, read_json
 from .fields import Fields
 from .folder import quantized
+from .patterns import Patterns, read_patterns
 from .shards import PICKLES, listed, read_header
 
 CONFIG: Final = "adapter_config.json"
@@ -77,6 +77,27 @@ class Adapter:
     """Applied after any replacement."""
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """Rank and alpha: what the configuration says for all modules, and for those of some names."""
+
+    rank: int
+    ranks: Patterns
+    alpha: float
+    alphas: Patterns
+    rank_stabilized: bool
+
+    @classmethod
+    def read(cls, config: Fields) -> Self:
+        return cls(
+            rank=config.size("r", 8),
+            ranks=read_patterns(config, "rank_pattern", whole=True),
+            alpha=config.positive("lora_alpha", 8.0),
+            alphas=read_patterns(config, "alpha_pattern", whole=False),
+            rank_stabilized=config.flag("use_rslora"),
+        )
+
+
 def read_adapter(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
@@ -95,10 +116,11 @@ def read_adapter(
     tensors = _read_weights(folder)
     replaced, factors = _sort(tensors, shapes)
     _require_declared(config, shapes, replaced.keys() | factors.keys())
+    scales = _Scales.read(config)
     updates = {}
     for name, (a, b) in factors.items():
         below = tensors[replaced[name]].shape if name in replaced else shapes[name]
-        updates[name] = _update(name, (a, b), below, tensors, config)
+        updates[name] = _update(name, (a, b), below, tensors, scales)
     stated = config.raw.get("base_model_name_or_path")
     return Adapter(folder, stated if isinstance(stated, str) else None, tensors, replaced, updates)
 
@@ -171,35 +193,19 @@ def _update(
     pair: tuple[str, str],
     shape: tuple[int, ...],
     tensors: Mapping[str, TensorInfo],
-    config: Fields,
+    scales: _Scales,
 ) -> Update:
     """The update of one weight, its factors' shapes held against rank and weight."""
     a, b = pair
     transposed = a.endswith(_EMBEDDING[0])
     module = name.removesuffix(".weight")
-    rank = int(_for_module(config, "rank_pattern", module, config.size("r", 8)))
-    alpha = _for_module(config, "alpha_pattern", module, config.positive("lora_alpha", 8.0))
+    rank = int(scales.ranks.value_for(module, scales.rank))
+    alpha = scales.alphas.value_for(module, scales.alpha)
     outer = shape[::-1] if transposed else shape
     if (*tensors[b].shape, *tensors[a].shape) != (*outer[:1], rank, rank, *outer[1:]):
         found = f"factors {tensors[a].shape} and {tensors[b].shape} of rank {rank}"
         raise Refusal(incomplete(WEIGHTS, field=module, found=found, expected=f"an update of {shape}"))
-    return Update(a, b, alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank), transposed)
-
-
-def _for_module(config: Fields, key: str, module: str, default: float) -> float:
-    """The value of the first pattern that matches the end of the module's name, as peft matches them."""
-    patterns = config.mapping(key)
-    for pattern in patterns:
-        try:
-            matches = re.match(rf"(.*\.)?({pattern})$", module)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise Refusal(
-                incomplete(CONFIG, field=key, found=f"{pattern!r:.60}: {error}", expected="a regular expression")
-            ) from error
-        if matches:
-            read = Fields(patterns, CONFIG, prefix=f"{key}.")
-            return read.size(pattern, 1) if key == "rank_pattern" else read.positive(pattern, 1.0)
-    return default
+    return Update(a, b, alpha / (math.sqrt(rank) if scales.rank_stabilized else rank), transposed)
 
 
 def _require_declared(config: Fields, shapes: Mapping[str, tuple[int, ...]], touched: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from .adapter import AdapterCheckpoint
 from .base import Checkpoint
 from .folder import FolderCheckpoint
 from .hub import is_hub_id, snapshot
+from .shards import listed
 
 
 def open_checkpoint(
@@ -61,6 +62,9 @@ def _folder(path: Path) -> Path:
         raise HermetiqError("not a folder, and not a .gguf file", where=str(path), remedy="give the folder it lies in")
     if not os.access(path, os.R_OK | os.X_OK):
         raise HermetiqError("the folder may not be read", where=str(path), remedy="change its permissions")
+    if not (path / "config.json").exists() and (files := [*path.glob("*.gguf"), *path.glob("*/*.gguf")]):
+        names = listed(sorted(str(file.relative_to(path)) for file in files))
+        raise HermetiqError("a folder of GGUF files, not of a model", where=str(path), remedy=f"give one: {names}")
     return path
 
 

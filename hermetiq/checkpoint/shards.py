@@ -17,14 +17,14 @@ from torch import Tensor
 from hermetiq.errors import Finding, Refusal
 
 from .base import TensorInfo
-from .documents import Read, incomplete, link_out, read_json, stays_inside
+from .documents import POINTER, POINTER_REPAIR, Read, incomplete, link_out, obstacle, read_json, stays_inside
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _NAMED = 10
-_POINTER = b"version https://git-lfs"
+_LIBRARY_SAYS = "Error while deserializing header: "
 _PICKLE_REPAIR = "Save the weights as safetensors with the tool that wrote them; hermetiq never unpickles a download."
 
 
@@ -34,7 +34,9 @@ def read_tensors(folder: Path) -> Read[dict[str, TensorInfo]]:
     if findings:
         return {}, findings
     if index is None:
-        return read_header(folder, SINGLE) if (folder / SINGLE).exists() else ({}, (_no_weights(folder),))
+        single = folder / SINGLE
+        stored = single.exists() or single.is_symlink()
+        return read_header(folder, SINGLE) if stored else ({}, (_no_weights(folder),))
     located, findings = _locations(folder, index)
     if findings:
         return {}, findings
@@ -59,11 +61,12 @@ def read_header(folder: Path, file: str) -> Read[dict[str, TensorInfo]]:
     if not stays_inside(folder, path):
         return {}, (link_out(file),)
     try:
+        if found := obstacle(path):
+            return {}, (incomplete(file, found=found, expected="a whole safetensors file"),)
         with path.open("rb") as opened:
-            start = opened.read(len(_POINTER))
-        if start == _POINTER:
-            repair = "Fetch the weights with `git lfs pull`, or download them from the Hub again."
-            return {}, (incomplete(file, found="a Git LFS pointer", expected="the weights", repair=repair),)
+            start = opened.read(len(POINTER))
+        if start == POINTER.encode():
+            return {}, (incomplete(file, found="a Git LFS pointer", expected="the weights", repair=POINTER_REPAIR),)
         with safe_open(path, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
             return {
@@ -159,5 +162,7 @@ def _no_weights(folder: Path) -> Finding:
 
 
 def _unreadable(file: str, error: Exception) -> Finding:
-    found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    found = (error.strerror if isinstance(error, OSError) else None) or str(error).removeprefix(_LIBRARY_SAYS)
+    if "not fully covered" in found:
+        found = "another length than its header states, as of a file that is cut off"
     return incomplete(file, found=found, expected="a whole safetensors file")

@@ -29,12 +29,18 @@ LLAMA3 = {
         ({"type": "longrope", "short_factor": [1.0]}, "rope_type"),
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "linear", "factor": "2"}, "factor"),
+        ({"rope_type": "linear", "factor": float("nan")}, "factor"),
+        ({"rope_type": "linear", "factor": 10**400}, "factor"),
+        ({"rope_type": "linear", "factor": True}, "factor"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({**YARN, "beta_slow": 2.0}, "beta_slow"),
         ({**YARN, "attention_factor": 1.0}, "attention_factor"),
         ({**YARN, "mscale_all_dim": 1.0}, "mscale_all_dim"),
         ({**YARN, "truncate": False}, "truncate"),
+        ({**YARN, "original_max_position_embeddings": 512.5}, "original_max_position_embeddings"),
+        ({**YARN, "attention_factor": 10**400}, "attention_factor"),
         ({**LLAMA3, "low_freq_factor": None}, "low_freq_factor"),
+        ({**LLAMA3, "high_freq_factor": 1.0}, "high_freq_factor"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(fields: dict[str, Any], field: str) -> None:
