@@ -143,7 +143,8 @@ def _compare_chunk(source: Tensor, artifact: Tensor, targets: Tensor) -> _Chunk:
     before, after, following = _Distribution(source), _Distribution(artifact), targets[:, None]
     moved = (before.weights * (before.logits - after.logits)).sum(dim=1).double() / before.total
     return _Chunk(
-        kl=moved - before.total.log() + after.total.log(),
+        # Rounding may take it below zero; NaN stays NaN.
+        kl=(moved - before.total.log() + after.total.log()).clamp(min=0),
         source_nll=before.nll(following),
         artifact_nll=after.nll(following),
         same_choice=before.choice == after.choice,

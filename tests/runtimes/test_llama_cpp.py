@@ -20,7 +20,7 @@ import transformers
 
 from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.runtimes.llama_cpp import LlamaCpp
-from tests.fixtures.gguf_edits import set_token, token_texts
+from tests.fixtures.gguf_edits import set_token, stored_tensors, token_texts
 from tests.fixtures.hermes import CHATS
 from tests.fixtures.tokenizers import CHATML
 from tests.oracles.gguf_llama_cpp import end_of_generation
@@ -120,6 +120,15 @@ def test_a_request_that_is_refused_is_told(exact: LlamaCpp) -> None:
     with pytest.raises(CheckFailed, match=r"refused /completion.*context"):
         exact.generate([5] * 600, max_tokens=1)
     assert exact.tokenize(["still"])
+
+
+def test_weights_that_are_no_numbers_are_told(exported_hermes: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "nan.gguf"
+    shutil.copyfile(exported_hermes / "gguf/tiny-hermes-F32.gguf", broken)
+    with stored_tensors(broken) as stored:
+        stored["blk.1.ffn_up.weight"].view(np.float32)[3, 5] = np.nan
+    with LlamaCpp(broken, context=64, threads=1) as runtime, pytest.raises(CheckFailed, match="computes NaN"):
+        runtime.next_logprobs([1, 2, 3])
 
 
 def _truncated(path: Path) -> None:

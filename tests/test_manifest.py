@@ -1,0 +1,121 @@
+"""`hermetiq.json`: what is written comes back, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hermetiq.chat.contract import ChatContract, EosSource, Tag
+from hermetiq.checkpoint.base import Provenance
+from hermetiq.errors import Finding, HermetiqError
+from hermetiq.manifest import FILE, Artifact, Check, Manifest, Source, Verification, sha256_of
+
+CONTRACT = ChatContract(
+    template="{{ '日本' }}",
+    terminator="<|im_end|>",
+    terminator_id=32000,
+    stop_ids=(2, 32000),
+    tags=(Tag("<|im_end|>", 32000),),
+    bos_token_id=1,
+    add_bos=True,
+    pad_token_id=None,
+    unk_token_id=0,
+    tokens=32002,
+    rows=32064,
+    eos_sources=(EosSource("config.json", "eos_token_id", "32000", (32000,)),),
+)
+ARTIFACT = Artifact("gguf:Q8_0", "gguf/m-Q8_0.gguf", "ab" * 32, 100, 8.5, 8.5, {"x": "Q5_0"}, {"x": "Q5_0", "y": "F32"})
+FINDING = Finding("vocab-padding", "info", "config.json", "vocab_size", "1", "2", "because", "nothing")
+VERIFICATION = Verification(
+    "ab" * 32, (Check("kl", True, 0.1, 0.2), Check("bos", False, "[1]", "[]", "no")), {"kl": 0.1}
+)
+MANIFEST = Manifest(
+    source=Source("m", "cd" * 32, Provenance("m", base_models=("org/base",)), CONTRACT, (FINDING,)),
+    artifacts=(ARTIFACT,),
+)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    manifest = MANIFEST.with_verification(ARTIFACT.file, VERIFICATION)
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    text = (tmp_path / FILE).read_text(encoding="utf-8")
+    assert "日本" in text
+    manifest.write(tmp_path)
+    assert (tmp_path / FILE).read_text(encoding="utf-8") == text
+    assert not MANIFEST.verification
+
+
+def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
+    MANIFEST.write(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    broken = replace(VERIFICATION, figures={"kl": math.nan})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        MANIFEST.with_verification(ARTIFACT.file, broken).write(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+Change = Callable[[dict[str, Any]], object]
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "another version": (lambda it: it.update(version=2), "version 1"),
+    "no version": (lambda it: it.pop("version"), "version 1"),
+    "a key missing": (lambda it: it.pop("source"), "keys missing or unknown: source"),
+    "a key too many": (lambda it: it["source"].update(extra=1), "source: keys missing or unknown: extra"),
+    "a text for a number": (lambda it: it["artifacts"][0].update(bytes="100"), r"artifacts\[0\]\.bytes: found '100'"),
+    "a truth for a number": (lambda it: it["artifacts"][0].update(bpw=True), r"artifacts\[0\]\.bpw: found 'True'"),
+    "a number for a truth": (
+        lambda it: it["source"]["contract"].update(add_bos=1),
+        "add_bos: found '1', expected bool",
+    ),
+    "a fraction for an id": (lambda it: it["source"]["contract"].update(rows=1.5), r"contract\.rows"),
+    "null for a list": (lambda it: it.update(artifacts=None), "artifacts: found 'None'"),
+    "a list for an object": (lambda it: it.update(source=[]), "expected Source"),
+    "an unknown severity": (lambda it: it["source"]["findings"][0].update(severity="fatal"), "severity: found 'fatal'"),
+    "neither of two types": (lambda it: it["source"]["provenance"].update(license=3), "expected str or NoneType"),
+    "an absolute path": (lambda it: it["artifacts"][0].update(file="/etc/passwd"), "outside the folder"),
+    "a way up": (lambda it: it["artifacts"][0].update(file="gguf/../../up.gguf"), "outside the folder"),
+    "a backslash": (lambda it: it["artifacts"][0].update(file="gguf\\up.gguf"), "outside the folder"),
+    "a link that leads away": (lambda it: it["artifacts"][0].update(file="link/a.gguf"), "outside the folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_value_is_named_and_refused(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    MANIFEST.write(folder)
+    document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    change, told = DAMAGES[damage]
+    change(document)
+    (folder / FILE).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(HermetiqError, match=told):
+        Manifest.read(folder)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"version": NaN}', b"[" * 100_000],
+    ids=lambda data: repr(data[:9]),
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / FILE).write_bytes(data)
+    with pytest.raises(HermetiqError, match=r"not JSON|not a manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_a_folder_without_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HermetiqError, match="hermetiq export"):
+        Manifest.read(tmp_path)
+
+
+def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,66 @@
+"""The texts that tokenizers are compared on, and the table of limits."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import astuple
+from itertools import pairwise
+
+import pytest
+
+from hermetiq.errors import HermetiqError
+from hermetiq.quantize.spec import GGUF_RECIPES, parse
+from hermetiq.verify.strings import MINIMUM, decomposed_strings, parity_strings
+from hermetiq.verify.thresholds import GGUF, limits_for
+
+SPECIALS = [f"<|tag{number}|>" for number in range(6)]
+CHATS = ["<|im_start|>user\nHello<|im_end|>\n", "<|im_start|>user\nBye<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("specials", [[], SPECIALS, [f"<|s{number}|>" for number in range(300)]])
+def test_there_are_enough_and_each_is_another(specials: list[str]) -> None:
+    texts = parity_strings(specials, CHATS)
+    assert MINIMUM == 2_000
+    assert len(texts) == len(set(texts)) >= MINIMUM
+    assert texts == parity_strings(specials, CHATS)
+    assert set(CHATS) <= set(texts)
+    for special in specials:
+        assert special in texts
+        assert sum(special in text and text != special for text in texts) >= 5
+
+
+def test_they_are_composed_and_of_every_kind() -> None:
+    texts = parity_strings(SPECIALS, CHATS)
+    assert all(unicodedata.is_normalized("NFC", text) for text in texts)
+    assert "" in texts
+    assert {"\x00", " " * 64, "9" * 40, "\r\n"} <= set(texts)
+    scripts = {unicodedata.name(letter).split()[0] for text in texts for letter in text if letter.isalpha()}
+    assert {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI", "HANGUL", "HIRAGANA", "DEVANAGARI"} <= scripts
+    for text in texts:
+        text.encode()  # no lone surrogates, which JSON could carry and UTF-8 not
+
+
+def test_decomposed_texts_are_not_composed() -> None:
+    texts = decomposed_strings()
+    assert len(texts) > 5
+    assert not any(unicodedata.is_normalized("NFC", text) for text in texts if "\u0301" in text)
+
+
+def test_every_recipe_has_limits_and_fewer_bits_have_wider_ones() -> None:
+    assert set(GGUF) == set(GGUF_RECIPES)
+    order = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+    for finer, coarser in pairwise(order):
+        first, second = GGUF[finer], GGUF[coarser]
+        assert first.kl < second.kl
+        assert first.top1 > second.top1
+        assert first.terminator_drop < second.terminator_drop
+        assert first.stop_margin < second.stop_margin
+
+
+def test_a_limit_of_ones_own_replaces_that_of_kl_alone() -> None:
+    ours = limits_for(parse("gguf:Q8_0"), max_kl=0.5)
+    assert ours.kl == 0.5
+    assert astuple(ours)[1:] == astuple(GGUF["Q8_0"])[1:]
+    assert limits_for(parse("gguf:Q8_0")) == GGUF["Q8_0"]
+    with pytest.raises(HermetiqError):
+        parse("gguf:Q9_9")
