@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        fail(HermetiqError(error.strerror or str(error), where=str(error.filename or "")))
+        what, where = error.strerror or str(error), str(error.filename or "")
+        fail(HermetiqError(what, where=where, remedy="check the path, its permissions and the disk"))
 
 
 def fail(error: HermetiqError) -> NoReturn:
@@ -71,8 +72,8 @@ def fail(error: HermetiqError) -> NoReturn:
         show_findings(talk, error.findings)
         talk.print(f"[bold red]refused[/]: {len(error.findings)} findings", soft_wrap=True)
     else:
-        place = f"{error.where}: " if error.where else ""
-        talk.print(f"[bold red]error[/]: {escape(place + error.what)}", soft_wrap=True)
+        place = f"{one_line(error.where)}: " if error.where else ""
+        talk.print(f"[bold red]error[/]: {place}{escape(error.what)}", soft_wrap=True)
         if error.remedy:
             talk.print(f"[bold]remedy[/]: {escape(error.remedy)}", soft_wrap=True)
     sys.exit(error.exit_code)

@@ -20,6 +20,8 @@ from hermetiq.progress import Ticker, part, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
 
+LONGEST_NAME = 200
+"""Bytes of a base name: with recipe and endings it stays within what file systems allow."""
 RESERVE = 300_000_000
 """Bytes that Python, torch and the tokenizer take before any weight is read."""
 ABANDONED = (".gguf.partial", f"{FILE}.partial")
@@ -104,7 +106,7 @@ def prepare(
     if inspection.contract is None:
         raise Refusal(*(finding for finding in inspection.findings if finding.severity == "error"))
     header = _header(source, inspection.contract)
-    stem = _file_name(name or source.provenance.name)
+    stem = _file_name(source.provenance.name if name is None else name)
     files = {f"gguf/{stem}-{spec.recipe}.gguf": spec for spec in dict.fromkeys(specs)}
     plans = {file: plan(header, spec.recipe) for file, spec in files.items()}
     return Job(source, inspection.contract, findings, plans, files)
@@ -173,7 +175,8 @@ def _header(source: Checkpoint, contract: ChatContract) -> GgufHeader:
 
 
 def _file_name(name: str) -> str:
-    if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
+    plain = name.isprintable() and not set(name) & {"/", "\\"} and not name.startswith((".", "-"))
+    if not name or not plain or len(os.fsencode(name)) > LONGEST_NAME:
         raise HermetiqError(f"{name!r} cannot name a file", remedy="give a plain --name")
     return name
 
@@ -209,9 +212,14 @@ def _make_room(folder: Path, job: Job, *, overwrite: bool) -> set[Path]:
 
     Returns the files of that earlier export: they stay until the new ones are complete.
     """
-    if folder.exists() and not folder.is_dir():
-        raise HermetiqError("not a folder", where=str(folder), remedy="choose another OUT")
-    found = {path for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
+    # The lowest part of the path that exists; a link that leads nowhere is no place, either.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise HermetiqError("not a folder", where=str(existing), remedy="choose another OUT")
+    if job.source.path.resolve().is_relative_to(folder.resolve()):
+        raise HermetiqError("the source lies in it", where=str(folder), remedy="choose another OUT")
+    # Whatever is no real folder counts, so that nothing is ever written through a link.
+    found = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     abandoned = {path for path in found if path.name.endswith(ABANDONED)}
     finished = sorted(found - abandoned)
     if finished and not overwrite:
@@ -227,7 +235,6 @@ def _make_room(folder: Path, job: Job, *, overwrite: bool) -> set[Path]:
         )
     for path in abandoned:
         path.unlink()
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < job.plan.disk:
         raise HermetiqError(
@@ -237,8 +244,13 @@ def _make_room(folder: Path, job: Job, *, overwrite: bool) -> set[Path]:
 
 
 def _earlier(folder: Path) -> set[Path]:
-    """The files of the export that `folder` holds, by its manifest."""
-    manifest = Manifest.read(folder)
+    """The files of the export that `folder` holds, by its manifest; none without one."""
+    if not (folder / FILE).exists():
+        return set()
+    try:
+        manifest = Manifest.read(folder)
+    except HermetiqError as error:
+        raise HermetiqError(error.what, where=error.where, remedy="choose another OUT, or delete this one") from error
     return {manifest.path_of(artifact, folder) for artifact in manifest.artifacts}
 
 

@@ -223,7 +223,8 @@ def named(name: str) -> Rule:
         HermetiqError: there is none; with the names most like it.
     """
     if name not in RULES:
-        near = get_close_matches(name, RULES, n=3, cutoff=0.5)
+        holding = [rule for rule in RULES if name and name in rule]
+        near = holding[:3] or get_close_matches(name, RULES, n=3, cutoff=0.5)
         remedy = f"did you mean {', '.join(near)}?" if near else f"rules: {', '.join(RULES)}"
         raise HermetiqError(f"unknown rule {name!r}", remedy=remedy)
     return RULES[name]

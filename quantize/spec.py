@@ -37,7 +37,7 @@ def parse(text: str) -> Spec:
     name, _, recipe = text.partition(":")
     recipes = {known.lower(): known for known in FORMATS.get(name.lower(), ())}
     if not recipes:
-        raise HermetiqError(f"unknown format in {text!r}", remedy=f"formats: {', '.join(FORMATS)}")
+        raise HermetiqError(f"unknown format in {text!r}", remedy="write FORMAT:RECIPE; formats: " + ", ".join(FORMATS))
     if recipe.lower() not in recipes:
         raise HermetiqError(
             f"unknown recipe in {text!r}", remedy=f"{name.lower()} recipes: {', '.join(recipes.values())}"

@@ -112,7 +112,7 @@ def test_a_folder_with_other_files_is_left_alone(hermes: Path, tmp_path: Path) -
     job = prepare(hermes, SPECS[:1])
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(HermetiqError, match=r"not empty|hermetiq\.json"):
+        with pytest.raises(HermetiqError, match=r"not empty|thesis\.txt was not made"):
             export(job, tmp_path, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -131,20 +131,44 @@ def test_overwrite_replaces_an_earlier_export_and_nothing_else(hermes: Path, tmp
     assert sorted(path.name for path in out.rglob("*.*")) == ["hermes-F16.gguf", "hermetiq.json"]
 
 
+def test_the_source_is_never_overwritten(hermes: Path, tmp_path: Path) -> None:
+    export(prepare(hermes, [parse("gguf:F16")]), tmp_path)
+    artifact = tmp_path / "gguf" / "hermes-F16.gguf"
+    with pytest.raises(HermetiqError, match="the source lies in it"):
+        export(prepare(artifact, SPECS[:1]), tmp_path, overwrite=True)
+    assert artifact.is_file()
+
+
+def test_nothing_is_written_through_a_link_in_the_folder(hermes: Path, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "gguf").symlink_to(elsewhere)
+    for overwrite in (False, True):
+        with pytest.raises(HermetiqError, match=r"not empty|gguf was not made"):
+            export(prepare(hermes, SPECS[:1]), out, overwrite=overwrite)
+    assert [*elsewhere.iterdir()] == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "nowhere"])
+def test_a_place_that_can_be_no_folder(hermes: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    with pytest.raises(HermetiqError, match="not a folder"):
+        export(prepare(hermes, SPECS[:1]), tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../up", ".hidden", "-x", "a/b", "a\\b", "a\nb", "\u202ea", "x" * 201])
+def test_names_that_can_name_no_file(hermes: Path, name: str) -> None:
+    with pytest.raises(HermetiqError, match="cannot name a file"):
+        prepare(hermes, SPECS[:1], name=name)
+
+
 def test_a_full_disk_is_told_before_work_begins(hermes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hermetiq.pipeline.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(HermetiqError, match="1 are free"):
         export(prepare(hermes, SPECS), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "new\nline"])
-def test_names_stay_in_the_folder(hermes: Path, name: str) -> None:
-    if name == "":
-        assert prepare(hermes, SPECS, name=name).plan.files[0].name == "gguf/hermes-Q8_0.gguf"
-    else:
-        with pytest.raises(HermetiqError, match="cannot name a file"):
-            prepare(hermes, SPECS, name=name)
 
 
 @pytest.fixture(scope="module")

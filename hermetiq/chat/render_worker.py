@@ -29,6 +29,20 @@ from jinja2.utils import Namespace
 MESSAGE_CHARACTERS = 300
 
 
+class Forbidden(SecurityError):
+    """The template does what no template may; the message says what, as in "a template that …"."""
+
+
+UNSAFE: dict[type[Exception], str] = {
+    Forbidden: "",
+    SecurityError: "leaves the sandbox: ",
+    MemoryError: "exhausts its memory",
+    RecursionError: "nests too deep: ",
+    OverflowError: "asks for too much: ",
+}
+"""How to say what an unsafe template does; the first fitting kind counts, and its own message follows."""
+
+
 class GenerationBlock(Extension):
     """`{% generation %} … {% endgeneration %}` marks what the assistant wrote; here it prints its body."""
 
@@ -56,12 +70,12 @@ class Environment(ImmutableSandboxedEnvironment):
     """The sandbox, but a forbidden attribute ends the rendering even where its value is not used."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise SecurityError(f"reads {attribute!r} of a {type(obj).__name__}")
+        raise Forbidden(f"reads {attribute!r} of a {type(obj).__name__}")
 
 
 def refuse_private(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"uses the private name {name!r}")
+        raise Forbidden(f"uses the private name {name!r}")
 
 
 def to_json(
@@ -88,7 +102,7 @@ def make_dict(*pairs: Any, **items: Any) -> dict[Any, Any]:
 
 
 def refuse_other_template(name: str) -> NoReturn:
-    raise SecurityError(f"loads another template, {name!r}")
+    raise Forbidden(f"loads another template, {name!r}")
 
 
 def environment() -> Environment:
@@ -127,15 +141,17 @@ def limited(pieces: Iterator[str], characters: int) -> str:
     for piece in pieces:
         size += len(piece)
         if size > characters:
-            raise SecurityError(f"prints more than {characters} characters")
+            raise Forbidden(f"prints more than {characters} characters")
         text.append(piece)
     return "".join(text)
 
 
 def outcome_of(error: BaseException) -> dict[str, str]:
-    unsafe = isinstance(error, SecurityError | MemoryError | RecursionError | OverflowError)
+    said = next((words for kind, words in UNSAFE.items() if isinstance(error, kind)), None)
+    if said is not None:
+        return {"unsafe": f"{said}{error}"[:MESSAGE_CHARACTERS]}
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return {"unsafe" if unsafe else "error": message[:MESSAGE_CHARACTERS]}
+    return {"error": message[:MESSAGE_CHARACTERS]}
 
 
 def render_all(source: str, requests: list[dict[str, Any]], output_characters: int) -> Iterator[dict[str, str]]:

@@ -123,7 +123,7 @@ def _run(job: str, more_seconds: int) -> str:
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         if last.startswith("MemoryError"):
-            raise _unsafe("exhausted its memory")
+            raise _unsafe("exhausts its memory")
         raise HermetiqError(f"the template process failed: {_printable(last)}", where="chat template")
     return done.stdout
 

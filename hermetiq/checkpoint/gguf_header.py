@@ -77,6 +77,8 @@ def read_header(path: Path) -> GgufHeader:
     try:
         if not path.is_file():
             raise _Broken("no such file", "a GGUF file")
+        if not path.stat().st_size:
+            raise _Broken("an empty file", "a GGUF file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read(path, content)
     except _Broken as broken:
@@ -85,7 +87,7 @@ def read_header(path: Path) -> GgufHeader:
         found = error.strerror or type(error).__name__
         raise Refusal(incomplete(path.name, found=found, expected="a readable GGUF file")) from error
     except ValueError as error:
-        # An empty file cannot be mapped; text that is not UTF-8 and unknown type numbers end here, too.
+        # Text that is not UTF-8, and unknown type numbers.
         raise Refusal(incomplete(path.name, found=str(error)[:120], expected="a GGUF file")) from error
 
 

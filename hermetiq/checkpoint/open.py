@@ -11,7 +11,7 @@ from .adapter import AdapterCheckpoint
 from .base import Checkpoint
 from .folder import FolderCheckpoint
 from .hub import is_hub_id, snapshot
-from .shards import listed
+from .shards import PICKLES, listed
 
 
 def open_checkpoint(
@@ -32,19 +32,21 @@ def open_checkpoint(
         Refusal: the source breaks a rule that makes it unusable.
     """
     source = _locate(path, revision)
-    base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else FolderCheckpoint(_folder(source))
+    base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else FolderCheckpoint(_model(source))
     return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None)))
 
 
 def _locate(path: str | Path, revision: str | None) -> Path:
     local, text = Path(path), str(path)
-    if _exists(local):
+    if text and _exists(local):
         if revision is not None:
             raise HermetiqError("a local path has no revision", where=text, remedy="leave --revision out")
         return local
     if not is_hub_id(text):
         raise HermetiqError(
-            "no such file or folder", where=text, remedy="give a model folder, a .gguf file or a Hub id ORG/NAME"
+            "no such file or folder",
+            where=text or "''",
+            remedy="give a model folder, a .gguf file or a Hub id ORG/NAME",
         )
     return snapshot(text, revision=revision)
 
@@ -62,10 +64,18 @@ def _folder(path: Path) -> Path:
         raise HermetiqError("not a folder, and not a .gguf file", where=str(path), remedy="give the folder it lies in")
     if not os.access(path, os.R_OK | os.X_OK):
         raise HermetiqError("the folder may not be read", where=str(path), remedy="change its permissions")
-    if not (path / "config.json").exists() and (files := [*path.glob("*.gguf"), *path.glob("*/*.gguf")]):
-        names = listed(sorted(str(file.relative_to(path)) for file in files))
-        raise HermetiqError("a folder of GGUF files, not of a model", where=str(path), remedy=f"give one: {names}")
     return path
+
+
+def _model(path: Path) -> Path:
+    """`path`, if anything of a model lies in that folder; what is missing of it the checkpoint says itself."""
+    folder = _folder(path)
+    if any(any(folder.glob(pattern)) for pattern in ("*config.json", "*.safetensors", *PICKLES)):
+        return folder
+    if files := [*folder.glob("*.gguf"), *folder.glob("*/*.gguf")]:
+        names = listed(sorted(str(file.relative_to(folder)) for file in files))
+        raise HermetiqError("a folder of GGUF files, not of a model", where=str(path), remedy=f"give one: {names}")
+    raise HermetiqError("nothing of a model in this folder", where=str(path), remedy="give the folder of config.json")
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -110,7 +110,7 @@ def test_a_hostile_template_is_refused_within_seconds(attack: str) -> None:
 
 
 def test_memory_runs_out_before_the_machine_s_does() -> None:
-    with pytest.raises(TemplateUnsafe, match="MemoryError"):
+    with pytest.raises(TemplateUnsafe, match="exhausts its memory"):
         render("{{ 'a' * 10**9 }}", [RenderRequest(CHATS["question"])])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,7 @@ def test_provenance_from_card_and_recipe(alone: Path) -> None:
         ("license: [mit]\nbase_model: []", None),
         ("license:\nbase_model: {a: b}", None),
         ("- a\n- b", None),
+        (r'license: "\ud800"' + "\n" + r'base_model: "a/\udfff"', None),
         ("", None),
     ],
 )
@@ -416,6 +418,9 @@ def test_rows_that_differ_from_the_configuration(alone: Path) -> None:
         (b"[" * 100_000, "nested"),
         (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
         (b"", "line 1"),
+        (rb'{"a": "\ud800"}', "no character"),
+        (rb'{"\uDFFF": 1}', "no character"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
@@ -432,10 +437,38 @@ def test_a_folder_in_the_place_of_a_file(alone: Path) -> None:
     assert [each.file for each in refused(alone)] == ["generation_config.json", "model.safetensors"]
 
 
+def test_a_pair_of_halves_is_a_character(alone: Path) -> None:
+    path = alone / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("{", r'{"note": "\ud83d\ude00", ', 1))
+    assert FolderCheckpoint(alone).documents["tokenizer_config.json"]["note"] == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors", INDEX, "chat_template.jinja"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(alone: Path, file: str) -> None:
+    (alone / file).unlink(missing_ok=True)
+    os.mkfifo(alone / file)
+    assert only(alone, "source-incomplete", file) == "a device or a pipe"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors", INDEX])
+def test_a_link_that_leads_nowhere(alone: Path, file: str) -> None:
+    (alone / file).unlink(missing_ok=True)
+    (alone / file).symlink_to("blob")
+    assert only(alone, "source-incomplete", file) == "a link to a file that is not there"
+
+
+def test_a_file_beyond_all_measure_is_not_read(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hermetiq.checkpoint.documents._MOST_BYTES", 100)
+    (alone / "generation_config.json").write_text(json.dumps({"note": "x" * 100}))
+    assert "generation_config.json" in [each.file for each in refused(alone)]
+
+
 def test_no_configuration(alone: Path) -> None:
     (alone / "config.json").unlink()
     assert only(alone, "source-incomplete", "config.json") == "no such file"
     (alone / "adapter_config.json").write_text("{}")
+    assert only(alone, "source-incomplete", "config.json") == "a LoRA adapter alone"
+    (alone / "model.safetensors").rename(alone / "adapter_model.safetensors")
     assert only(alone, "source-incomplete", "config.json") == "a LoRA adapter alone"
 
 

@@ -96,6 +96,21 @@ def test_nothing_there(path: str) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("file", ["a.gguf", "gguf/a.gguf"])
+def test_a_folder_of_gguf_files_names_them(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    (tmp_path / "hermetiq.json").touch()
+    with pytest.raises(HermetiqError, match=rf"a folder of GGUF files.*{file}"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(HermetiqError, match="nothing of a model"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_file_that_is_no_gguf(model: Path) -> None:
     with pytest.raises(HermetiqError, match="not a folder"):
         open_checkpoint(model / "model.safetensors")
