@@ -148,8 +148,8 @@ def planted(folder: Path, fault: Callable[[Path], None], *, signed: bool = True)
 @pytest.fixture(scope="module")
 def verified(
     exported_hermes: Path, trained_hermes: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, ArtifactReport]]:
-    """The export with a file for every fault beside the healthy ones, and the reports by name."""
+) -> Iterator[tuple[Path, dict[str, ArtifactReport]]]:
+    """The export with a file for every fault beside the healthy ones, and the reports by name; 400 MB, then gone."""
     folder = tmp_path_factory.mktemp("verified") / "out"
     shutil.copytree(exported_hermes, folder)
     faulty = [planted(folder, fault) for fault in FAULTS] + [planted(folder, one_bit, signed=False)]
@@ -160,7 +160,8 @@ def verified(
     replace(manifest, artifacts=(*manifest.artifacts, *faulty, stranger)).write(folder)
     with small_questions():
         reports = verify(folder, open_checkpoint(trained_hermes))
-    return folder, {Path(report.file).stem: report for report in reports}
+    yield folder, {Path(report.file).stem: report for report in reports}
+    shutil.rmtree(folder)
 
 
 def failed(report: ArtifactReport) -> set[str]:
