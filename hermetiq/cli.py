@@ -1,13 +1,15 @@
 """The command line: stdout carries data, stderr carries talk, and errors stop here.
 
-Exit status: 0 good, 1 a check failed, 2 unusable input or usage. Everything heavy is imported inside the command that
-needs it, so that `--help` is instant.
+Exit status: 0 good, 1 a check failed, 2 unusable input or usage, 130 interrupted. Everything heavy is imported inside
+the command that needs it, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,10 +37,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Ship a chat model quantized, and prove that it is still the same chat model.",
 )
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 WIDE = 240
 """Columns where no terminal says how many there are: a table read by a program is never cut."""
 
-out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else WIDE)
 talk = Console(stderr=True, highlight=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
@@ -50,13 +54,20 @@ STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; every error of ours ends here as one message and an exit status."""
+    # Waiting threads of torch and llama.cpp must sleep: spinning, two busy programs slow each other tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding has no letter for is spelled out, and stops nothing.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="hermetiq")
     except HermetiqError as error:
         fail(error)
-    except KeyboardInterrupt:
-        talk.print("interrupted; nothing unfinished was left under its final name")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            talk.print("interrupted; nothing unfinished was left under its final name")
+        raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +103,13 @@ def one_line(text: str) -> str:
 
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """JSON as UTF-8 text, or all ASCII where stdout has another encoding or a path is no text."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=2)
+    print(text)
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -104,6 +121,23 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
         console.print(f"    found {one_line(item.found)}; expected {one_line(item.expected)}", soft_wrap=True)
         console.print(f"    why: {one_line(item.why)}", soft_wrap=True)
         console.print(f"    repair: {one_line(item.repair)}", soft_wrap=True)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While libraries load, an interrupt ends the program at once.
+
+    Nothing is open yet, and their C code would make a crash or nothing at all of a `KeyboardInterrupt`.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:
+        yield  # Somebody decided otherwise, `nohup` for instance.
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 @contextmanager
@@ -134,7 +168,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Lint a checkpoint or an artifact against the rules."""
-    from hermetiq.chat.inspect import inspect as run
+    with loading():
+        from hermetiq.chat.inspect import inspect as run
 
     with progress("reading"):
         result = run(path, adapter=adapter, weights=weights, select=tuple(select or ()), ignore=tuple(ignore or ()))
@@ -182,8 +217,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Quantize a checkpoint to every requested type in one read."""
-    from hermetiq import pipeline
-    from hermetiq.quantize.spec import parse
+    with loading():
+        from hermetiq import pipeline
+        from hermetiq.quantize.spec import parse
 
     specs = [parse(text) for text in to]
     with progress("opening") as tick:
@@ -228,8 +264,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove that the artifacts are still the same chat model."""
-    from hermetiq.checkpoint import open_checkpoint
-    from hermetiq.verify import verify as run
+    with loading():
+        from hermetiq.checkpoint import open_checkpoint
+        from hermetiq.verify import verify as run
 
     with progress("verifying") as tick:
         reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, tick=tick)
@@ -270,7 +307,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline on a small real chat model, offline."""
-    from hermetiq.demo import run
+    with loading():
+        from hermetiq.demo import run
 
     with progress("opening") as tick:
         reports = run(folder, tick=tick)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,13 @@ def export(
     """
     earlier = _make_room(folder, job, overwrite=overwrite)
     disk = job.plan.disk
-    write(
-        {folder / name: file for name, file in job.gguf.items()},
-        job.source,
-        threads=threads or _cores(),
-        on_tensor=lambda tensor, done: part(tick, 0.0, 0.97)(f"writing {tensor}", done / disk),
-    )
+    with _no_empty_folders(folder, folder / "gguf"):
+        write(
+            {folder / name: file for name, file in job.gguf.items()},
+            job.source,
+            threads=threads or _cores(),
+            on_tensor=lambda tensor, done: part(tick, 0.0, 0.97)(f"writing {tensor}", done / disk),
+        )
     tick("hashing", 0.97)
     manifest = Manifest(
         source=Source(
@@ -241,6 +243,19 @@ def _make_room(folder: Path, job: Job, *, overwrite: bool) -> set[Path]:
             f"the export takes {job.plan.disk} bytes, {free} are free", where=str(folder), remedy="free disk space"
         )
     return earlier
+
+
+@contextmanager
+def _no_empty_folders(*folders: Path) -> Iterator[None]:
+    """Where the work inside fails, those of `folders` that it made go again; inner ones come last."""
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _earlier(folder: Path) -> set[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 
 from hermetiq import __version__, cli
 from hermetiq.rules import RULES
-from tests.fixtures.models import copy_of
+from tests.fixtures.models import copy_of, tiny_checkpoint
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,40 @@ def test_unusable_input_is_one_error_with_nothing_written(hermetiq: Program, her
 
 def test_control_characters_of_a_file_never_reach_the_terminal() -> None:
     assert cli.escape("a\x1b[31mb[bold]\n") == "a\\x1b[31mb\\[bold]\n"
+
+
+def test_text_of_a_checkpoint_never_looks_like_a_line_of_ours() -> None:
+    assert cli.one_line("a\nerror: b\t[red]") == "a\\nerror: b \\[red]"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("cli") / "mödel 模型", tokenizer="bpe")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_output_is_whole_in_every_encoding(small: Path, encoding: str) -> None:
+    command = [sys.executable, "-m", "hermetiq", "inspect", small, "--no-weights", "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    told = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert json.loads(told.stdout.decode(encoding))["path"] == str(small)
+
+
+def test_a_reader_that_goes_away_is_no_fault(small: Path) -> None:
+    command = [sys.executable, "-m", "hermetiq", "inspect", small, "--no-weights", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(timeout=60) == 1
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0])
+def test_an_interrupt_ends_the_program_whatever_it_is_loading(small: Path, seconds: float) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "hermetiq", "inspect", small], stderr=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err

@@ -130,7 +130,8 @@ def _read_config(folder: Path) -> Fields:
     if findings:
         raise Refusal(*findings)
     if raw is None:
-        raise Refusal(incomplete(CONFIG, found="no such file", expected="a LoRA in peft's layout"))
+        repair = f"Give the folder that holds {CONFIG} as --adapter."
+        raise Refusal(incomplete(CONFIG, found="no such file", expected="a LoRA in peft's layout", repair=repair))
     for key, value in raw.items():
         allowed = _UNDERSTOOD_VALUES.get(key)
         if (value and key not in _UNDERSTOOD) or (allowed is not None and value not in allowed):

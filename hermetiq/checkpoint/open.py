@@ -33,7 +33,7 @@ def open_checkpoint(
     """
     source = _locate(path, revision)
     base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else FolderCheckpoint(_model(source))
-    return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None)))
+    return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None), "of a LoRA"))
 
 
 def _locate(path: str | Path, revision: str | None) -> Path:
@@ -59,9 +59,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, expected: str) -> Path:
     if not path.is_dir():
-        raise HermetiqError("not a folder, and not a .gguf file", where=str(path), remedy="give the folder it lies in")
+        raise HermetiqError(f"not a folder {expected}", where=str(path), remedy="give the folder it lies in")
     if not os.access(path, os.R_OK | os.X_OK):
         raise HermetiqError("the folder may not be read", where=str(path), remedy="change its permissions")
     return path
@@ -69,7 +69,7 @@ def _folder(path: Path) -> Path:
 
 def _model(path: Path) -> Path:
     """`path`, if anything of a model lies in that folder; what is missing of it the checkpoint says itself."""
-    folder = _folder(path)
+    folder = _folder(path, "of a model, and not a .gguf file")
     if any(any(folder.glob(pattern)) for pattern in ("*config.json", "*.safetensors", *PICKLES)):
         return folder
     if files := [*folder.glob("*.gguf"), *folder.glob("*/*.gguf")]:

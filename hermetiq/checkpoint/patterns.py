@@ -7,6 +7,7 @@ patterns whose cost is bounded are matched; what people write to name modules is
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -75,8 +76,11 @@ def _compile(pattern: str, config: Fields, key: str) -> re.Pattern[str]:
     if _choices(pieces) > _MOST_CHOICES or any(_UNBOUNDED.match(piece) for piece in pieces):
         config.refuse(key, pattern, _EXPECTED)
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, OverflowError, RecursionError):
+        with warnings.catch_warnings():
+            # `re` warns of patterns that a later Python will read in another way.
+            warnings.simplefilter("error", FutureWarning)
+            return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError, FutureWarning):
         config.refuse(key, pattern, _EXPECTED)
 
 

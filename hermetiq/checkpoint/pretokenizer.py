@@ -14,11 +14,13 @@ from hermetiq.rules import finding
 from .pretokenizer_table import TABLE, identify
 from .probes import probes
 from .tokenizer import Tokenizer
+from .tokenizer_guard import panics_refused
 from .vocabulary import build_backend
 
 _FIELD = "pre_tokenizer"
 
 
+@panics_refused()
 def pretokenizer_finding(tokenizer: Tokenizer, file: str) -> Finding | None:
     """The finding on `file`, where the tokenizer stands, or None where llama.cpp gives the same ids.
 

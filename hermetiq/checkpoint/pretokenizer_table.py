@@ -14,12 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from time import process_time
 from types import MappingProxyType
+from typing import Final
 
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
+from hermetiq.errors import Refusal
+
+from .documents import incomplete
 from .probes import probes
+
+_SECONDS: Final = 10
+"""A thousand times what an honest pattern takes for all probes."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # llama.cpp spells the case-insensitive contractions out, so that `'\u017f` is not one of them.
@@ -117,6 +125,9 @@ def identify(backend: tokenizers.Tokenizer) -> Identification:
 
     `ignore_merges` of its model must agree as well: it decides between `llama-bpe` and `smaug-bpe`. Where several names
     behave the same, the one that heads its entry in the table is taken.
+
+    Raises:
+        Refusal: `source-incomplete`, its patterns take far too long.
     """
     ignore_merges = bool(getattr(backend.model, "ignore_merges", False))
     pieces = _cut(backend)
@@ -136,7 +147,15 @@ def _cut(backend: tokenizers.Tokenizer) -> list[list[str]]:
     texts = [normalizer.normalize_str(text) if normalizer else text for text in probes()]
     if pre_tokenizer is None:
         return [[text] for text in texts]
-    return [[piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)] for text in texts]
+    pieces = list[list[str]]()
+    started = process_time()
+    for text in texts:
+        pieces.append([piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)])
+        if process_time() - started > _SECONDS:
+            found = f"patterns that take more than {_SECONDS} seconds for {len(pieces)} short texts"
+            expected = "patterns without repeated groups"
+            raise Refusal(incomplete("tokenizer.json", field="pre_tokenizer", found=found, expected=expected))
+    return pieces
 
 
 @cache

@@ -18,6 +18,7 @@ from hermetiq.model import SpecialIds, Vocabulary
 from hermetiq.rules import finding
 
 from .tokenizer_files import read_source, special_texts
+from .tokenizer_guard import panics_refused
 from .vocabulary import build_backend
 
 
@@ -38,7 +39,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Ids of `text`; tags are recognised, BOS and EOS are added only on request and by the tokenizer's policy."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        with panics_refused():
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         if not add_special:
             return ids
         first = self._special(self.bos_token) if self.add_bos else []
@@ -47,7 +49,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of `ids`, without special tokens if `skip_special`."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
+        with panics_refused():
+            return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def id_of(self, text: str) -> int | None:
         """Id of the token whose text is exactly `text` (added tokens included), or None."""

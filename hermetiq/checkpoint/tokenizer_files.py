@@ -21,6 +21,7 @@ from hermetiq.model import Token, TokenKind, Vocabulary
 
 from .documents import incomplete, stays_inside
 from .probes import probes
+from .tokenizer_guard import panics_refused, require_bounded
 from .vocabulary import SENTENCEPIECE_PRE, SPACE, build_backend, complete, read_vocabulary
 
 SPECIAL: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -76,6 +77,7 @@ def special_texts(documents: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
+@panics_refused()
 def _read_json(path: Path, documents: Mapping[str, Any]) -> Source:
     document = documents.get(path.name)
     try:
@@ -84,6 +86,7 @@ def _read_json(path: Path, documents: Mapping[str, Any]) -> Source:
         raise _refusal(path.name, f"a file that does not load: {_first_line(error)}", "a tokenizer") from error
     if document is None:
         raise _refusal(path.name, "unreadable JSON", "a tokenizer")
+    require_bounded(document)
     backend.no_truncation()
     backend.no_padding()
     plain = backend.encode("x", add_special_tokens=False).tokens

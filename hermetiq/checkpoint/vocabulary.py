@@ -29,7 +29,7 @@ SENTENCEPIECE_PRE = "default"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _MATCHED = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
 """Kinds that llama.cpp cuts out of a text before anything else, as `tokenizers` does with added tokens."""
-_MOST_TOKENS = 1 << 22
+_MOST_TOKENS = 1 << 20
 _LONGEST = 2048
 """Letters of a SentencePiece token; the ways to cut one in two grow with its length."""
 _FILE = "tokenizer.json"
@@ -57,11 +57,12 @@ def read_vocabulary(document: Mapping[str, Any], backend: tokenizers.Tokenizer) 
     texts = {index: text for text, index in model["vocab"].items()}
     pairs = [_pair(merge) for merge in model.get("merges") or []]
     if _is_byte_level(document):
-        tokens = {index: Token(text, TokenKind.NORMAL) for index, text in texts.items()}
+        tokens = {index: Token(text, TokenKind.NORMAL) for index, text in texts.items()} | _added(added)
+        _require_same_ids(tokens, backend)
         return Vocabulary(
             model="gpt2",
             pre=identify(backend).name,
-            tokens=complete(tokens | _added(added), _FILE),
+            tokens=complete(tokens, _FILE),
             merges=tuple(f"{left} {right}" for left, right in pairs),
             add_space_prefix=False,
         )
@@ -77,6 +78,7 @@ def read_vocabulary(document: Mapping[str, Any], backend: tokenizers.Tokenizer) 
     unknown = backend.token_to_id(model.get("unk_token") or "")
     if unknown is not None:
         tokens[unknown] = Token(tokens[unknown].text, TokenKind.UNKNOWN, tokens[unknown].score)
+    _require_same_ids(tokens, backend)
     return Vocabulary("llama", SENTENCEPIECE_PRE, complete(tokens, _FILE), (), puts_space_first(backend))
 
 
@@ -182,6 +184,14 @@ def complete(tokens: Mapping[int, Token], file: str) -> tuple[Token, ...]:
         raise _refusal("vocab", found, f"ids from 0 to less than {_MOST_TOKENS}", file=file)
     taken = {token.text for token in tokens.values()}
     return tuple(tokens.get(index) or _unused(index, taken) for index in range(max(tokens) + 1))
+
+
+def _require_same_ids(tokens: Mapping[int, Token], backend: tokenizers.Tokenizer) -> None:
+    """Where ids of the file clash, the library deals out new ones, and every program that loads it has those."""
+    for text, index in backend.get_vocab().items():
+        if index not in tokens or tokens[index].text != text:
+            stated = next((each for each, token in tokens.items() if token.text == text), None)
+            raise _refusal("vocab", f"{text!r:.80} = {stated}, which is read as {index}", "an id of its own for each")
 
 
 def split_merge(merge: str) -> tuple[str, str]:
