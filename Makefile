@@ -1,6 +1,8 @@
 # Every target makes its own .venv on first use. torch comes first, so that constraints.txt decides which build it is.
 PYTHON ?= python3
 BIN := .venv/bin
+# Waiting threads sleep: spinning, two busy programs on two cores slow each other tenfold.
+export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test check bench dist clean

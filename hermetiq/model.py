@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from math import prod
 from typing import Any, Literal
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -41,6 +42,11 @@ class ModelConfig:
     qk_norm: bool
     """RMSNorm on each head of q and k (Qwen3)."""
     sliding_window: int | None
+
+    @property
+    def weights(self) -> int:
+        """Weights in all tensors."""
+        return sum(prod(shape) for shape in self.expected_tensors().values())
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor name of the checkpoint with its shape; `lm_head.weight` only where the head is not tied."""

@@ -78,7 +78,7 @@ def verify(
     reports = []
     for number, item in enumerate(examined):
         span = part(tick, 0.6 + 0.4 * number / count, 0.6 + 0.4 * (number + 1) / count)
-        limits = limits_for(parse(item.artifact.spec), max_kl=max_kl)
+        limits = limits_for(parse(item.artifact.spec), weights=source.model.weights, max_kl=max_kl)
         found = item.findings + _fidelity(item, asked, held_out, limits, span)
         answered = Reading(list(islice(states, len(item.answers))), whole.logits)
         if item.observation:

@@ -3,11 +3,13 @@
 One table, so that nobody has to invent a number. The limits are what a good file of a small model keeps, half as much
 again: SmolLM2-135M measured KL 0.002 at Q8_0, 0.009 at Q6_K, 0.07 to 0.19 at five bits and 0.29 to 0.47 at four. Larger
 models lose less (Llama-3-8B, in llama.cpp's `tools/perplexity/README.md`: Q8_0 0.0014, Q4_K_M 0.031, Q3_K_M 0.10, Q2_K
-0.45). So the table catches a file that is broken; `--max-kl` asks for one that is good.
+0.45), so their KL limit falls with the root of their size, down to a quarter. The table catches a file that is broken;
+`--max-kl` asks for one that is good.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from hermetiq.quantize.spec import Spec
@@ -48,13 +50,19 @@ GGUF: dict[str, Limits] = {
 }
 LIMITS: dict[str, dict[str, Limits]] = {"gguf": GGUF}
 
+SMALL_MODEL = 135_000_000
+"""Weights of the model that the table was measured on."""
+LARGE_MODEL_SHARE = 0.25
+"""Of the table's KL, what a model of two billion weights and more may lose: 1.4 to 7 times the published figures."""
+
 RUNTIME_KL = 0.03
 """Largest mean KL(walk || runtime), nats per token, between two computations of one file.
 
 Rounding of activations and of the key-value cache takes 0.007 in a model of 135M weights (the larger, the less)."""
 
 
-def limits_for(spec: Spec, *, max_kl: float | None = None) -> Limits:
-    """The limits of a type; `max_kl` (nats per token) replaces its KL limit."""
+def limits_for(spec: Spec, *, weights: int, max_kl: float | None = None) -> Limits:
+    """The limits of a type in a model of so many weights; `max_kl` (nats per token) replaces its KL limit."""
     limits = LIMITS[spec.format][spec.recipe]
-    return limits if max_kl is None else replace(limits, kl=max_kl)
+    share = min(1.0, max(LARGE_MODEL_SHARE, math.sqrt(SMALL_MODEL / weights)))
+    return replace(limits, kl=limits.kl * share if max_kl is None else max_kl)

@@ -58,9 +58,15 @@ def test_every_recipe_has_limits_and_fewer_bits_have_wider_ones() -> None:
 
 
 def test_a_limit_of_ones_own_replaces_that_of_kl_alone() -> None:
-    ours = limits_for(parse("gguf:Q8_0"), max_kl=0.5)
+    ours = limits_for(parse("gguf:Q8_0"), weights=7_000_000_000, max_kl=0.5)
     assert ours.kl == 0.5
     assert astuple(ours)[1:] == astuple(GGUF["Q8_0"])[1:]
-    assert limits_for(parse("gguf:Q8_0")) == GGUF["Q8_0"]
     with pytest.raises(HermetiqError):
         parse("gguf:Q9_9")
+
+
+@pytest.mark.parametrize(("weights", "share"), [(1_000, 1.0), (135_000_000, 1.0), (540_000_000, 0.5), (10**10, 0.25)])
+def test_larger_models_may_lose_less(weights: int, share: float) -> None:
+    limits = limits_for(parse("gguf:Q4_K_M"), weights=weights)
+    assert limits.kl == pytest.approx(GGUF["Q4_K_M"].kl * share)
+    assert astuple(limits)[1:] == astuple(GGUF["Q4_K_M"])[1:]
