@@ -16,8 +16,8 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
-from hermetiq.manifest import FILE, Artifact, Manifest, Source, sha256_of
-from hermetiq.progress import Ticker, part, silent
+from hermetiq.manifest import FILE, Artifact, Manifest, Source
+from hermetiq.progress import Ticker, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
 
@@ -125,25 +125,18 @@ def export(
         Refusal: `weight-nan`, found on the way.
     """
     earlier = _make_room(folder, job, overwrite=overwrite)
+    # Nothing slow may stand between the files and the manifest that makes them an export.
+    source = _source(job)
     disk = job.plan.disk
     with _no_empty_folders(folder, folder / "gguf"):
-        write(
+        digests = write(
             {folder / name: file for name, file in job.gguf.items()},
             job.source,
             threads=threads or _cores(),
-            on_tensor=lambda tensor, done: part(tick, 0.0, 0.97)(f"writing {tensor}", done / disk),
+            on_tensor=lambda tensor, done: tick(f"writing {tensor}", done / disk),
         )
-    tick("hashing", 0.97)
-    manifest = Manifest(
-        source=Source(
-            name=job.source.provenance.name,
-            fingerprint=job.source.fingerprint(),
-            provenance=job.source.provenance,
-            contract=job.contract,
-            findings=job.findings,
-        ),
-        artifacts=tuple(_artifact(folder, name, job.specs[name], file) for name, file in job.gguf.items()),
-    )
+    artifacts = (_artifact(name, job.specs[name], file, digests[folder / name]) for name, file in job.gguf.items())
+    manifest = Manifest(source, tuple(artifacts))
     manifest.write(folder)
     for path in earlier - {manifest.path_of(artifact, folder) for artifact in manifest.artifacts}:
         path.unlink()
@@ -196,11 +189,21 @@ def _planned(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
     )
 
 
-def _artifact(folder: Path, name: str, spec: Spec, file: GgufPlan) -> Artifact:
+def _source(job: Job) -> Source:
+    return Source(
+        name=job.source.provenance.name,
+        fingerprint=job.source.fingerprint(),
+        provenance=job.source.provenance,
+        contract=job.contract,
+        findings=job.findings,
+    )
+
+
+def _artifact(name: str, spec: Spec, file: GgufPlan, sha256: str) -> Artifact:
     return Artifact(
         spec=str(spec),
         file=name,
-        sha256=sha256_of(folder / name),
+        sha256=sha256,
         bytes=file.size,
         bpw=file.bits_per_weight,
         nominal_bpw=file.nominal_bits_per_weight,

@@ -7,6 +7,7 @@ does not grow with the model. Files carry the suffix `.partial` until all of the
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,8 +60,10 @@ def write(
     threads: int,
     on_tensor: Progress | None = None,
     library: Ggml | None = None,
-) -> None:
+) -> dict[Path, str]:
     """Write every planned file, from plans of one model, reading each tensor of `source` once.
+
+    Returns the SHA-256 of each file, as hex.
 
     `source.load` runs on one thread of its own, one tensor ahead, and must give float32, float16 or bfloat16.
     The files appear under their names when all are complete. Whatever interrupts the writing, Ctrl-C included, removes
@@ -89,6 +92,7 @@ def write(
             output.finish()
         for output in outputs:
             output.publish()
+        return {output.path: output.digest.hexdigest() for output in outputs}
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class _Output:
 
     def __init__(self, path: Path, plan: GgufPlan) -> None:
         self.path, self.plan, self.written = path, plan, 0
+        self.digest = hashlib.sha256()
         self._partial = path.with_name(path.name + ".partial")
         self._file: BinaryIO
 
@@ -220,6 +225,7 @@ class _Output:
             self._file.write(data)
         except OSError as error:
             raise self._failed(error) from error
+        self.digest.update(data)
         self.written += len(data) if isinstance(data, bytes) else data.nbytes
 
     def _failed(self, error: OSError) -> HermetiqError:
