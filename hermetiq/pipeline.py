@@ -17,6 +17,7 @@ from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
 from hermetiq.manifest import FILE, Artifact, Manifest, Source
+from hermetiq.model import TokenKind, Vocabulary
 from hermetiq.progress import Ticker, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
@@ -160,13 +161,22 @@ def admit(findings: Sequence[Finding], ignore: Sequence[str]) -> tuple[Finding, 
 def _header(source: Checkpoint, contract: ChatContract) -> GgufHeader:
     return GgufHeader(
         model=source.model,
-        vocabulary=source.tokenizer.vocabulary,
+        vocabulary=_tagged(source.tokenizer.vocabulary, contract),
         ids=special_ids(contract),
         template=contract.template,
         name=source.provenance.name,
         license=source.provenance.license,
         base_models=source.provenance.base_models,
     )
+
+
+def _tagged(vocabulary: Vocabulary, contract: ChatContract) -> Vocabulary:
+    """The template's tags typed CONTROL however the source types them, or llama.cpp would print them as text (U07)."""
+    tokens = list(vocabulary.tokens)
+    for tag in contract.tags:
+        if tokens[tag.id].kind in (TokenKind.NORMAL, TokenKind.USER_DEFINED):
+            tokens[tag.id] = replace(tokens[tag.id], kind=TokenKind.CONTROL)
+    return replace(vocabulary, tokens=tuple(tokens))
 
 
 def _file_name(name: str) -> str:

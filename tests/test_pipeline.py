@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.manifest import Manifest, sha256_of
+from hermetiq.model import TokenKind
 from hermetiq.pipeline import export, prepare
 from hermetiq.quantize.spec import parse
 from tests.fixtures.models import copy_of, tiny_checkpoint
@@ -94,6 +95,19 @@ def test_errors_refuse_unless_ignored_and_then_stay_on_record(hermes: Path, tmp_
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 32000
     with pytest.raises(HermetiqError, match="eos-mismatch"):
         prepare(broken, SPECS, ignore=["eos-missmatch"])
+
+
+def test_tags_are_control_tokens_however_the_source_types_them(hermes: Path, tmp_path: Path) -> None:
+    plain = copy_of(hermes, tmp_path / "plain")
+    document = json.loads((plain / "tokenizer.json").read_text())
+    (tag,) = (token for token in document["added_tokens"] if token["content"] == "<|im_start|>")
+    tag["special"] = False
+    (plain / "tokenizer.json").write_text(json.dumps(document))
+    job = prepare(plain, SPECS[:1])
+    assert job.source.tokenizer.vocabulary.tokens[32001].kind is TokenKind.USER_DEFINED
+    (artifact,) = export(job, tmp_path / "out").artifacts
+    types = gguf.GGUFReader(tmp_path / "out" / artifact.file).fields["tokenizer.ggml.token_type"].contents()
+    assert types[32000:32002] == [TokenKind.CONTROL, TokenKind.CONTROL]
 
 
 def test_nan_refuses_by_name_and_leaves_nothing(hermes: Path, tmp_path: Path) -> None:
