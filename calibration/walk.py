@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
+from hermetiq.model import EMBEDDING, HEAD
 
 Load = Callable[[str], Tensor]
 """A tensor of the checkpoint by its Hugging Face name."""
@@ -26,7 +27,6 @@ _FAMILIES = {
     "qwen2": ("Qwen2Config", "Qwen2Model"),
     "qwen3": ("Qwen3Config", "Qwen3Model"),
 }
-_EMBEDDING = "model.embed_tokens.weight"
 _BATCH_TOKENS = 1024
 """Tokens that go through a block together, padding included: enough to keep matrix products busy."""
 
@@ -78,7 +78,7 @@ def head(
 
     Give it a stretch of tokens at a time: with 150,000 rows a thousand tokens' logits take 600 MB.
     """
-    name = _EMBEDDING if config.get("tie_word_embeddings") else "lm_head.weight"
+    name = EMBEDDING if config.get("tie_word_embeddings") else HEAD
     weight = load(name).to(device, dtype)
 
     def logits(hidden: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _Walk:
 
     def embed(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> list[Tensor]:
         """First states of each batch, (rows, longest row, hidden); rows end in padding."""
-        weight = self._load(_EMBEDDING)
+        weight = self._load(EMBEDDING)
         states = []
         for batch in batches:
             # Attention is causal: padding behind a row changes nothing in the row, so it needs no mask.

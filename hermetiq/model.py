@@ -11,6 +11,10 @@ from enum import IntEnum
 from math import prod
 from typing import Any, Literal
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+"""Names of the two matrices with a row for each token."""
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The `model_type`s that hermetiq reads: dense decoders with RMSNorm, rotary attention and a gated MLP."""
 
@@ -51,7 +55,7 @@ class ModelConfig:
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor name of the checkpoint with its shape; `lm_head.weight` only where the head is not tied."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.rows, self.hidden)}
+        tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (self.rows, self.hidden)}
         for index in range(self.layers):
             block = f"model.layers.{index}."
             tensors[block + "input_layernorm.weight"] = (self.hidden,)
@@ -71,7 +75,7 @@ class ModelConfig:
                     tensors[f"{block}mlp.{part}_proj.bias"] = shape[:1]
         tensors["model.norm.weight"] = (self.hidden,)
         if not self.tied:
-            tensors["lm_head.weight"] = (self.rows, self.hidden)
+            tensors[HEAD] = (self.rows, self.hidden)
         return tensors
 
 

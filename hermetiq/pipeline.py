@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
+from hermetiq.machine import cores
 from hermetiq.manifest import FILE, Artifact, Manifest, Source
 from hermetiq.model import TokenKind, Vocabulary
 from hermetiq.progress import Ticker, silent
@@ -133,7 +135,7 @@ def export(
         digests = write(
             {folder / name: file for name, file in job.gguf.items()},
             job.source,
-            threads=threads or _cores(),
+            threads=threads or cores(),
             on_tensor=lambda tensor, done: tick(f"writing {tensor}", done / disk),
         )
     artifacts = (_artifact(name, job.specs[name], file, digests[folder / name]) for name, file in job.gguf.items())
@@ -187,7 +189,7 @@ def _file_name(name: str) -> str:
 
 
 def _planned(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
-    types = sorted(tensor.choice.type.name for tensor in file.tensors)
+    types = Counter(tensor.choice.type.name for tensor in file.tensors)
     return PlannedFile(
         spec=str(spec),
         name=name,
@@ -195,7 +197,7 @@ def _planned(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
         bpw=file.bits_per_weight,
         nominal_bpw=file.nominal_bits_per_weight,
         fallback_share=file.fallback_share,
-        types={kind: types.count(kind) for kind in dict.fromkeys(types)},
+        types=dict(sorted(types.items())),
     )
 
 
@@ -280,8 +282,3 @@ def _earlier(folder: Path) -> set[Path]:
     except HermetiqError as error:
         raise HermetiqError(error.what, where=error.where, remedy="choose another OUT, or delete this one") from error
     return {manifest.path_of(artifact, folder) for artifact in manifest.artifacts}
-
-
-def _cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

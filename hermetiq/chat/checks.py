@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from hermetiq.chat.contract import EMBEDDING, used_tokens
+from hermetiq.chat.contract import used_tokens
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.subject import Check, Subject
@@ -21,7 +21,7 @@ from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.checkpoint.pretokenizer import pretokenizer_finding
 from hermetiq.checkpoint.shards import listed
 from hermetiq.errors import Finding, Severity
-from hermetiq.model import TokenKind
+from hermetiq.model import EMBEDDING, TokenKind
 from hermetiq.rules import finding
 
 _CLASSES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(

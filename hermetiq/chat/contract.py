@@ -17,10 +17,8 @@ from hermetiq.chat.probe import TAG, TEMPLATE_FIELD, Probe, printed_tags, probe
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import Refusal
-from hermetiq.model import SpecialIds, TokenKind
+from hermetiq.model import EMBEDDING, SpecialIds, TokenKind
 from hermetiq.rules import finding
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)

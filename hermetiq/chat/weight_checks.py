@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hermetiq.chat.contract import EMBEDDING, Tag
+from hermetiq.chat.contract import Tag
 from hermetiq.chat.subject import Subject
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.finite import check_finite
 from hermetiq.errors import Finding, Refusal
+from hermetiq.model import EMBEDDING, HEAD
 from hermetiq.rules import finding
-
-HEAD = "lm_head.weight"
 
 _CHUNK_ROWS = 4096
 _ZERO = 1e-3

@@ -13,24 +13,22 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
-from hermetiq.model import ModelConfig
+from hermetiq.model import EMBEDDING, HEAD, ModelConfig
 
 from . import tokenizer
 from .base import Checkpoint, Provenance, TensorInfo
 from .documents import incomplete, read_documents, read_provenance, read_templates
-from .folder import HEAD, remote_code
+from .folder import remote_code
 from .hub import is_hub_id
 from .identity import folder_digest
 from .lora import WEIGHTS, Adapter, read_adapter
 from .shards import listed, load_tensor
-
-EMBEDDING: Final = "model.embed_tokens.weight"
 
 _MODEL_DOCUMENTS = ("config.json", "generation_config.json")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
-from hermetiq.model import ModelConfig
+from hermetiq.model import HEAD, ModelConfig
 from hermetiq.rules import finding
 
 from . import tokenizer
@@ -22,8 +22,6 @@ from .documents import incomplete, read_documents, read_provenance, read_templat
 from .families import parse_config
 from .identity import folder_digest
 from .shards import INDEX, SINGLE, listed, load_tensor, read_tensors
-
-HEAD: Final = "lm_head.weight"
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json")

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hermetiq.errors import CheckFailed, HermetiqError
+from hermetiq.machine import cores
 
 LOG_TAIL = 1500
 """Characters of llama.cpp's log that an error shows."""
@@ -243,5 +244,4 @@ class LlamaCpp:
 def _spare_cores() -> int:
     """All cores but one: the threads wait for each other by spinning, so a core that has anything else to do slows down
     every one of them (5 to 10 times, measured on two cores)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, cores() - 1)
