@@ -1,12 +1,16 @@
-"""What to make, in one grammar: `format:recipe`, for instance `gguf:Q4_K_M`.
+"""What to make, in one grammar: `format:recipe`, for instance `gguf:Q4_K_M` or `gptq:4bit-g64`.
 
-One table holds every format with its recipes, so that the command line, the manifest and the recipes agree by
-construction.
+One table holds every format with its way to read recipes, so that the command line, the manifest and the recipes agree
+by construction. A recipe has one spelling: defaults are left out, and names of folders and files are made from it.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 from hermetiq.errors import HermetiqError
 
@@ -14,18 +18,52 @@ GGUF_RECIPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
     *("Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
 )
-FORMATS: dict[str, tuple[str, ...]] = {"gguf": GGUF_RECIPES}
+Order = Literal["static", "actorder", "plain"]
+"""Which columns are rounded first. `static`: the most active, groups left in place; `actorder`: the most active, and
+groups follow that order (`desc_act`, dearer at inference); `plain`: from left to right."""
+
+
+@dataclass(frozen=True)
+class LinearRecipe:
+    """How the weights of a linear layer are rounded: integer codes on a grid per row and group of input columns."""
+
+    bits: int
+    group_size: int | None
+    """Input columns that share a scale; None: the whole row (`channel`)."""
+    symmetric: bool
+    """The zero-point is the middle of the codes; otherwise each group has its own."""
+    order: Order
+    zero_offset: int
+    """What the format takes off a zero-point before storing it (GPTQ v1: 1, so zero-point 0 cannot be stored)."""
+
+    @property
+    def levels(self) -> int:
+        """Number of codes."""
+        return 2**self.bits
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of `columns`."""
+        return columns // (self.group_size or columns)
 
 
 @dataclass(frozen=True, order=True)
 class Spec:
-    """One artifact to make: a `format` and one of its recipes."""
+    """One artifact to make: a `format` and one of its recipes, in its one spelling."""
 
     format: str
     recipe: str
 
     def __str__(self) -> str:
         return f"{self.format}:{self.recipe}"
+
+    @property
+    def linear(self) -> LinearRecipe:
+        """The recipe of a format that rounds linears on integer grids.
+
+        Raises:
+            KeyError: the format has none (GGUF).
+        """
+        return _LINEAR[self.format](self.recipe)
 
 
 def parse(text: str) -> Spec:
@@ -35,11 +73,72 @@ def parse(text: str) -> Spec:
         HermetiqError: unknown format or recipe, with the ones that exist.
     """
     name, _, recipe = text.partition(":")
-    recipes = {known.lower(): known for known in FORMATS.get(name.lower(), ())}
-    if not recipes:
+    format = FORMATS.get(name.lower())
+    if format is None:
         raise HermetiqError(f"unknown format in {text!r}", remedy="write FORMAT:RECIPE; formats: " + ", ".join(FORMATS))
-    if recipe.lower() not in recipes:
-        raise HermetiqError(
-            f"unknown recipe in {text!r}", remedy=f"{name.lower()} recipes: {', '.join(recipes.values())}"
-        )
-    return Spec(name.lower(), recipes[recipe.lower()])
+    spelled = format.canonical(recipe)
+    if spelled is None:
+        raise HermetiqError(f"unknown recipe in {text!r}", remedy=f"{name.lower()} recipes: {format.grammar}")
+    return Spec(name.lower(), spelled)
+
+
+@dataclass(frozen=True)
+class _Format:
+    canonical: Callable[[str], str | None]
+    """A recipe in its one spelling; None where it is none."""
+    grammar: str
+
+
+def _gguf(recipe: str) -> str | None:
+    return {known.lower(): known for known in GGUF_RECIPES}.get(recipe.lower())
+
+
+_GPTQ = re.compile(r"([2348])bit-(?:g(32|64|128|256)|channel)(-sym|-asym)?(-static|-actorder|-plain)?(-v1|-v2)?")
+_AWQ = re.compile(r"4bit-g(32|64|128)")
+
+
+def _gptq(recipe: str) -> str | None:
+    found = _GPTQ.fullmatch(recipe.lower())
+    if not found:
+        return None
+    bits, group, *options = found.groups()
+    spelled = [option for option in options if option and option not in ("-sym", "-static", "-v1")]
+    return f"{bits}bit-{f'g{group}' if group else 'channel'}" + "".join(spelled)
+
+
+def _awq(recipe: str) -> str | None:
+    return recipe.lower() if _AWQ.fullmatch(recipe.lower()) else None
+
+
+@cache
+def _gptq_recipe(recipe: str) -> LinearRecipe:
+    found = _GPTQ.fullmatch(recipe)
+    assert found, recipe
+    bits, group, grid, order, version = found.groups()
+    return LinearRecipe(
+        bits=int(bits),
+        group_size=int(group) if group else None,
+        symmetric=grid != "-asym",
+        order=_ORDERS[order or "-static"],
+        zero_offset=0 if version == "-v2" else 1,
+    )
+
+
+@cache
+def _awq_recipe(recipe: str) -> LinearRecipe:
+    found = _AWQ.fullmatch(recipe)
+    assert found, recipe
+    return LinearRecipe(bits=4, group_size=int(found[1]), symmetric=False, order="static", zero_offset=0)
+
+
+_ORDERS: dict[str, Order] = {"-static": "static", "-actorder": "actorder", "-plain": "plain"}
+FORMATS: dict[str, _Format] = {
+    "gguf": _Format(_gguf, ", ".join(GGUF_RECIPES)),
+    "gptq": _Format(
+        _gptq,
+        "{2,3,4,8}bit-g{32,64,128,256} or -channel, then -asym (default -sym), -actorder or -plain (default -static), "
+        "-v2 (default -v1)",
+    ),
+    "awq": _Format(_awq, "4bit-g{32,64,128}"),
+}
+_LINEAR: dict[str, Callable[[str], LinearRecipe]] = {"gptq": _gptq_recipe, "awq": _awq_recipe}
