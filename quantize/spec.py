@@ -39,7 +39,7 @@ class LinearRecipe:
     @property
     def levels(self) -> int:
         """Number of codes."""
-        return 2**self.bits
+        return 1 << self.bits
 
     def groups(self, columns: int) -> int:
         """Groups in a row of `columns`."""
