@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench dist clean
+.PHONY: demo test test-gpu check bench dist clean
 
 .venv/base: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,9 @@ demo: .venv/base  ## the main job on a real chat model, offline
 
 test: .venv/dev  ## every test
 	$(BIN)/pytest
+
+test-gpu: .venv/dev  ## solvers and walk on CUDA; says so where there is none
+	$(BIN)/pytest -q -m gpu
 
 check: .venv/dev  ## lint, types, layout
 	$(BIN)/ruff check .

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hermetiq.pipeline import export, prepare
 from hermetiq.quantize.spec import parse
 from tests.fixtures.hermes import trained_checkpoint
 from tests.fixtures.models import tiny_checkpoint
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that solvers and walk must work on; `-m gpu` takes CUDA alone."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine: only the CPU was tested")
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")
