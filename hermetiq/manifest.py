@@ -25,7 +25,7 @@ from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
 
 FILE = "hermetiq.json"
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers", "xllamacpp")
 """Packages whose version can change an artifact or a measurement."""
 
@@ -45,13 +45,43 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The text that statistics were taken from, so that an export can be repeated."""
+
+    corpus: str
+    """Its name: `built-in`, a Hub id, or the last part of a path."""
+    seed: int
+    sha256: str
+    """Of the token ids that were used."""
+    rows_asked: int
+    rows_used: int
+    rows_dropped: int
+    tokens: int
+    template_share: float
+    """Share of the tokens, 0 to 1, that the chat template put there."""
+
+
+@dataclass(frozen=True)
+class Solving:
+    """Where a solver had to depart from its plain way (U11, U37)."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Number of steps by kind."""
+    steps: tuple[str, ...] = ()
+    """Each step with its layer, in the order they were taken."""
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """One exported file."""
+    """One exported artifact: a file (GGUF), or a folder with all that a runtime needs (GPTQ, AWQ)."""
 
     spec: str
     file: str
-    """Relative to the manifest's folder, with forward slashes."""
+    """The file or folder, relative to the manifest's folder, with forward slashes."""
     sha256: str
+    """`combined_sha256` of `files`."""
+    files: Mapping[str, str]
+    """SHA-256 by path relative to the manifest's folder; the one entry of a single file is `file` itself."""
     bytes: int
     bpw: float
     """Bits per weight as written: tensor data only."""
@@ -61,6 +91,7 @@ class Artifact:
     """Type taken instead of the recipe's, by tensor (U26)."""
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     """Type by tensor, in GGUF's names."""
+    solving: Solving = field(default_factory=Solving)
 
 
 @dataclass(frozen=True)
@@ -76,10 +107,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found out about one file."""
+    """What `verify` found out about one artifact."""
 
     sha256: str
-    """Of the bytes that were verified."""
+    """Of the bytes that were verified, as in `Artifact`."""
     checks: tuple[Check, ...]
     figures: Mapping[str, float]
     """Measurements by name; those that could not be taken are left out."""
@@ -93,8 +124,10 @@ class Manifest:
 
     source: Source
     artifacts: tuple[Artifact, ...]
+    calibration: Calibration | None = None
+    """None where no artifact needed one."""
     verification: Mapping[str, Verification] = field(default_factory=dict)
-    """By file."""
+    """By `Artifact.file`."""
     hermetiq: str = __version__
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions())
     version: int = VERSION
@@ -141,7 +174,9 @@ class Manifest:
         except _Mismatch as mismatch:
             raise _unreadable(path, str(mismatch)) from None
         for artifact in manifest.artifacts:
+            _require_whole(artifact, path)
             manifest.path_of(artifact, folder)
+            manifest.paths_of(artifact, folder)
         return manifest
 
     def path_of(self, artifact: Artifact, folder: Path) -> Path:
@@ -150,11 +185,26 @@ class Manifest:
         Raises:
             HermetiqError: outside `folder`.
         """
-        relative = PurePosixPath(artifact.file)
-        path = folder / relative
-        if relative.is_absolute() or "\\" in artifact.file or not path.resolve().is_relative_to(folder.resolve()):
-            raise _unreadable(folder / FILE, f"artifacts: {artifact.file!r} lies outside the folder")
-        return path
+        return _inside(folder, artifact.file)
+
+    def paths_of(self, artifact: Artifact, folder: Path) -> dict[str, Path]:
+        """Where each file of the artifact lies, by its name in `Artifact.files`.
+
+        Raises:
+            HermetiqError: outside `folder`.
+        """
+        return {name: _inside(folder, name) for name in artifact.files}
+
+
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """One digest for SHA-256 by path: of a single file its own, of several that of their lines as `sha256sum` has them.
+
+    The lines, `DIGEST  PATH`, are sorted by path; so the digest of a folder can be had without this program.
+    """
+    if len(files) == 1:
+        return next(iter(files.values()))
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def library_versions() -> dict[str, str]:
@@ -180,6 +230,24 @@ class _Mismatch(Exception):
 
 def _unreadable(path: Path, what: str) -> HermetiqError:
     return HermetiqError(what, where=str(path), remedy="export again; the file was damaged or edited")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """`folder / name`, if that lies in `folder` with all links followed."""
+    relative = PurePosixPath(name)
+    path = folder / relative
+    if relative.is_absolute() or "\\" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise _unreadable(folder / FILE, f"artifacts: {name!r} lies outside the folder")
+    return path
+
+
+def _require_whole(artifact: Artifact, path: Path) -> None:
+    """Refuse an artifact whose parts do not belong to it, or whose digest is of other parts."""
+    folder = f"{artifact.file}/"
+    strangers = [name for name in artifact.files if name != artifact.file and not name.startswith(folder)]
+    if strangers or not artifact.files or combined_sha256(artifact.files) != artifact.sha256:
+        what = f"{strangers[0]!r} is no file of it" if strangers else "sha256 is not that of its files"
+        raise _unreadable(path, f"artifacts: {artifact.file!r}: {what}")
 
 
 def _refuse_constant(text: str) -> float:

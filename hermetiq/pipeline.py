@@ -141,7 +141,7 @@ def export(
     artifacts = (_artifact(name, job.specs[name], file, digests[folder / name]) for name, file in job.gguf.items())
     manifest = Manifest(source, tuple(artifacts))
     manifest.write(folder)
-    for path in earlier - {manifest.path_of(artifact, folder) for artifact in manifest.artifacts}:
+    for path in earlier - _files(manifest, folder):
         path.unlink()
     return manifest
 
@@ -216,6 +216,7 @@ def _artifact(name: str, spec: Spec, file: GgufPlan, sha256: str) -> Artifact:
         spec=str(spec),
         file=name,
         sha256=sha256,
+        files={name: sha256},
         bytes=file.size,
         bpw=file.bits_per_weight,
         nominal_bpw=file.nominal_bits_per_weight,
@@ -281,4 +282,8 @@ def _earlier(folder: Path) -> set[Path]:
         manifest = Manifest.read(folder)
     except HermetiqError as error:
         raise HermetiqError(error.what, where=error.where, remedy="choose another OUT, or delete this one") from error
-    return {manifest.path_of(artifact, folder) for artifact in manifest.artifacts}
+    return _files(manifest, folder)
+
+
+def _files(manifest: Manifest, folder: Path) -> set[Path]:
+    return {path for artifact in manifest.artifacts for path in manifest.paths_of(artifact, folder).values()}

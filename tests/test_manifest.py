@@ -14,7 +14,18 @@ import pytest
 from hermetiq.chat.contract import ChatContract, EosSource, Tag
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
-from hermetiq.manifest import FILE, Artifact, Check, Manifest, Source, Verification, sha256_of
+from hermetiq.manifest import (
+    FILE,
+    Artifact,
+    Calibration,
+    Check,
+    Manifest,
+    Solving,
+    Source,
+    Verification,
+    combined_sha256,
+    sha256_of,
+)
 
 CONTRACT = ChatContract(
     template="{{ '日本' }}",
@@ -30,14 +41,37 @@ CONTRACT = ChatContract(
     rows=32064,
     eos_sources=(EosSource("config.json", "eos_token_id", "32000", (32000,)),),
 )
-ARTIFACT = Artifact("gguf:Q8_0", "gguf/m-Q8_0.gguf", "ab" * 32, 100, 8.5, 8.5, {"x": "Q5_0"}, {"x": "Q5_0", "y": "F32"})
+ARTIFACT = Artifact(
+    spec="gguf:Q8_0",
+    file="gguf/m-Q8_0.gguf",
+    sha256="ab" * 32,
+    files={"gguf/m-Q8_0.gguf": "ab" * 32},
+    bytes=100,
+    bpw=8.5,
+    nominal_bpw=8.5,
+    fallbacks={"x": "Q5_0"},
+    tensor_types={"x": "Q5_0", "y": "F32"},
+)
+FILES = {"gptq/m/config.json": "12" * 32, "gptq/m/a/model.safetensors": "34" * 32}
+FOLDER = Artifact(
+    spec="gptq:4bit-g64",
+    file="gptq/m",
+    sha256=combined_sha256(FILES),
+    files=FILES,
+    bytes=50,
+    bpw=4.25,
+    nominal_bpw=4.25,
+    solving=Solving({"damping": 1}, ("model.layers.0.mlp.down_proj: damping 0.05",)),
+)
+CALIBRATION = Calibration("built-in", 7, "ef" * 32, 128, 120, 8, 61440, 0.25)
 FINDING = Finding("vocab-padding", "info", "config.json", "vocab_size", "1", "2", "because", "nothing")
 VERIFICATION = Verification(
     "ab" * 32, (Check("kl", True, 0.1, 0.2), Check("bos", False, "[1]", "[]", "no")), {"kl": 0.1}
 )
 MANIFEST = Manifest(
     source=Source("m", "cd" * 32, Provenance("m", base_models=("org/base",)), CONTRACT, (FINDING,)),
-    artifacts=(ARTIFACT,),
+    artifacts=(ARTIFACT, FOLDER),
+    calibration=CALIBRATION,
 )
 
 
@@ -62,10 +96,21 @@ def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def renamed_file(document: dict[str, Any], name: str) -> None:
+    document["artifacts"][0].update(file=name, files={name: ARTIFACT.sha256})
+
+
+def renamed_part(document: dict[str, Any], name: str) -> None:
+    """The first part of the folder artifact under another name, with the digest that fits."""
+    artifact = document["artifacts"][1]
+    artifact["files"][name] = artifact["files"].pop("gptq/m/config.json")
+    artifact["sha256"] = combined_sha256(artifact["files"])
+
+
 Change = Callable[[dict[str, Any]], object]
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "another version": (lambda it: it.update(version=2), "version 1"),
-    "no version": (lambda it: it.pop("version"), "version 1"),
+    "another version": (lambda it: it.update(version=1), "version 2"),
+    "no version": (lambda it: it.pop("version"), "version 2"),
     "a key missing": (lambda it: it.pop("source"), "keys missing or unknown: source"),
     "a key too many": (lambda it: it["source"].update(extra=1), "source: keys missing or unknown: extra"),
     "a text for a number": (lambda it: it["artifacts"][0].update(bytes="100"), r"artifacts\[0\]\.bytes: found '100'"),
@@ -79,10 +124,25 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "a list for an object": (lambda it: it.update(source=[]), "expected Source"),
     "an unknown severity": (lambda it: it["source"]["findings"][0].update(severity="fatal"), "severity: found 'fatal'"),
     "neither of two types": (lambda it: it["source"]["provenance"].update(license=3), "expected str or NoneType"),
-    "an absolute path": (lambda it: it["artifacts"][0].update(file="/etc/passwd"), "outside the folder"),
-    "a way up": (lambda it: it["artifacts"][0].update(file="gguf/../../up.gguf"), "outside the folder"),
-    "a backslash": (lambda it: it["artifacts"][0].update(file="gguf\\up.gguf"), "outside the folder"),
-    "a link that leads away": (lambda it: it["artifacts"][0].update(file="link/a.gguf"), "outside the folder"),
+    "an absolute path": (lambda it: renamed_file(it, "/etc/passwd"), "outside the folder"),
+    "a way up": (lambda it: renamed_file(it, "gguf/../../up.gguf"), "outside the folder"),
+    "a backslash": (lambda it: renamed_file(it, "gguf\\up.gguf"), "outside the folder"),
+    "a part with a way up": (
+        lambda it: renamed_part(it, "gptq/m/../../../up.json"),
+        "outside the folder",
+    ),
+    "a part of another artifact": (lambda it: renamed_part(it, "gptq/n/config.json"), "is no file of it"),
+    "no parts": (lambda it: it["artifacts"][1].update(files={}), "sha256 is not that of its files"),
+    "a part with another digest": (
+        lambda it: it["artifacts"][1]["files"].update({"gptq/m/config.json": "00" * 32}),
+        "sha256 is not that of its files",
+    ),
+    "a text for a count": (
+        lambda it: it["artifacts"][1]["solving"]["counts"].update(damping="1"),
+        r"solving\.counts\.damping: found '1'",
+    ),
+    "a fraction for tokens": (lambda it: it["calibration"].update(tokens=1.5), "calibration: found"),
+    "a link that leads away": (lambda it: renamed_file(it, "link/a.gguf"), "outside the folder"),
 }
 
 
@@ -119,3 +179,11 @@ def test_a_folder_without_one_is_told(tmp_path: Path) -> None:
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_digest_of_several_files_is_that_of_sha256sum(tmp_path: Path) -> None:
+    files = {"b/c": "2" * 64, "b/a": "1" * 64}
+    lines = f"{'1' * 64}  b/a\n{'2' * 64}  b/c\n"
+    (tmp_path / "list").write_text(lines)
+    assert combined_sha256(files) == sha256_of(tmp_path / "list")
+    assert combined_sha256({"b/a": "1" * 64}) == "1" * 64

@@ -142,7 +142,8 @@ def planted(folder: Path, fault: Callable[[Path], None], *, signed: bool = True)
     shutil.copyfile(folder / Q8_0, path)
     fault(path)
     digest = sha256_of(path) if signed else artifact.sha256
-    return replace(artifact, file=f"gguf/{path.name}", sha256=digest)
+    file = f"gguf/{path.name}"
+    return replace(artifact, file=file, sha256=digest, files={file: digest})
 
 
 @pytest.fixture(scope="module")
