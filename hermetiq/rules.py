@@ -184,6 +184,31 @@ _TABLE = (
         "A loader that goes on fills the gaps with random numbers.",
         "Download the checkpoint again, and export from a folder that holds all of it.",
     ),
+    Rule(
+        "calibration-thin",
+        "warning",
+        ("U35",),
+        "The corpus gives too few tokens or too few documents to calibrate on.",
+        "The quantized model is fitted to those few texts, and is worse on everything else.",
+        "Give more chats of the kind the model will see, or use the built-in corpus.",
+    ),
+    Rule(
+        "hessian-nan",
+        "error",
+        ("U11", "U31"),
+        "The model puts out NaN or infinity on calibration text; the first such layer is named.",
+        "The input of every solver behind that layer is broken: no damping and no further text mends it.",
+        "Look for broken weights in the named layer and before it (a failed merge, or a float16 overflow when it was "
+        "saved), and export from a sound checkpoint.",
+    ),
+    Rule(
+        "fp16-range",
+        "warning",
+        ("U08", "U32"),
+        "Activations grow beyond 65504, the largest number of float16.",
+        "A runtime that computes in float16 turns them into infinity and answers with '!!!!!'.",
+        "Serve the model in bfloat16; leave out formats whose runtimes have float16 only.",
+    ),
 )
 
 _LONGEST = 600

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from hermetiq.calibration.corpus import held_out_chats, smoke_prompts, turn_ends
+from hermetiq.calibration.heldout import held_out_chats, smoke_prompts, turn_ends
 from hermetiq.chat.contract import ChatContract, derive
-from hermetiq.chat.probe import template_variables
-from hermetiq.chat.template import Message, RenderRequest, render_each
+from hermetiq.chat.scribe import Scribe
+from hermetiq.chat.template import Message
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import HermetiqError
@@ -64,8 +64,8 @@ def read(checkpoint: Checkpoint) -> Reference:
         HermetiqError: no held-out chat fits its template and context, or every assistant turn stays open.
     """
     contract, tokenizer = derive(checkpoint), checkpoint.tokenizer
-    scribe = _Scribe(contract, tokenizer)
-    rendered = scribe.conversations()
+    scribe = Scribe(contract, tokenizer)
+    rendered = _conversations(scribe)
     taken = [chat for chat in rendered if chat and len(chat.ids) <= checkpoint.model.context_length]
     ends = [
         (row, position)
@@ -87,7 +87,7 @@ def read(checkpoint: Checkpoint) -> Reference:
         ends=tuple(ends),
         texts=_encodings(tokenizer, parity_strings(specials, [chat.text for chat in taken])),
         decomposed=_encodings(tokenizer, decomposed_strings()),
-        smoke=tuple(prompt for prompt in scribe.prompts(questions) if prompt),
+        smoke=tuple(prompt for prompt in _prompts(scribe, questions) if prompt),
         samples=tuple(prompts[:: max(1, len(prompts) // SAMPLES)][:SAMPLES]),
         notes=_left_out(refused=rendered.count(None), long=len(rendered) - rendered.count(None) - len(taken)),
     )
@@ -102,41 +102,25 @@ class _Conversation:
     prompts: tuple[Prompt, ...]
 
 
-@dataclass(frozen=True)
-class _Scribe:
-    """Writes chats down as the source does; what its template refuses (a system role, say) comes out as None."""
+def _conversations(scribe: Scribe) -> list[_Conversation | None]:
+    """The held-out chats."""
+    chats = held_out_chats()
+    texts = scribe.render([chat.messages for chat in chats])
+    beginnings = iter(_prompts(scribe, [messages for chat in chats for messages in chat.prompts()]))
+    found: list[_Conversation | None] = []
+    for chat, text in zip(chats, texts, strict=True):
+        prompts = tuple(prompt for prompt in islice(beginnings, len(chat.prompts())) if prompt)
+        found.append(None if text is None else _Conversation(text, scribe.encode(text), prompts))
+    return found
 
-    contract: ChatContract
-    tokenizer: Tokenizer
 
-    def conversations(self) -> list[_Conversation | None]:
-        """The held-out chats."""
-        chats = held_out_chats()
-        texts = self._render([chat.messages for chat in chats], prompt=False)
-        beginnings = iter(self.prompts([messages for chat in chats for messages in chat.prompts()]))
-        found: list[_Conversation | None] = []
-        for chat, text in zip(chats, texts, strict=True):
-            prompts = tuple(prompt for prompt in islice(beginnings, len(chat.prompts())) if prompt)
-            found.append(None if text is None else _Conversation(text, self._encode(text), prompts))
-        return found
-
-    def prompts(self, chats: Sequence[tuple[Message, ...]]) -> list[Prompt | None]:
-        """Chats that end with a user's turn, rendered with the opening of the answer."""
-        texts = self._render(chats, prompt=True)
-        return [
-            None if text is None else Prompt(messages, text, self._encode(text))
-            for messages, text in zip(chats, texts, strict=True)
-        ]
-
-    def _render(self, chats: Sequence[Sequence[Message]], *, prompt: bool) -> list[str | None]:
-        variables = template_variables(self.tokenizer)
-        outcomes = render_each(self.contract.template, [RenderRequest(chat, prompt, variables) for chat in chats])
-        return [outcome if isinstance(outcome, str) else None for outcome in outcomes]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """With BOS where the contract adds one; a template that prints it has it in the text."""
-        bos = self.contract.bos_token_id
-        return (*([bos] if self.contract.add_bos and bos is not None else []), *self.tokenizer.encode(text))
+def _prompts(scribe: Scribe, chats: Sequence[tuple[Message, ...]]) -> list[Prompt | None]:
+    """Chats that end with a user's turn, rendered with the opening of the answer."""
+    texts = scribe.render(chats, prompt=True)
+    return [
+        None if text is None else Prompt(messages, text, scribe.encode(text))
+        for messages, text in zip(chats, texts, strict=True)
+    ]
 
 
 def _encodings(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Encoding, ...]:

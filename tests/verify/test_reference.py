@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hermetiq.calibration.corpus import held_out_chats
+from hermetiq.calibration.heldout import held_out_chats
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.errors import HermetiqError

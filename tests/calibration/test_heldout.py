@@ -8,7 +8,8 @@ import jinja2
 import pytest
 import tokenizers
 
-from hermetiq.calibration.corpus import Chat, held_out_chats, smoke_prompts, turn_ends
+from hermetiq.calibration.corpus import Chat
+from hermetiq.calibration.heldout import held_out_chats, smoke_prompts, turn_ends
 from tests.fixtures.hermes import CHATS
 from tests.fixtures.tokenizers import CHATML
 
