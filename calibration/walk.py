@@ -51,8 +51,8 @@ def final_hidden(
     Raises:
         HermetiqError: a `model_type` whose layers are not known here.
     """
-    walk = _Walk(config, load, torch.device(device), dtype)
-    batches = _batches(rows)
+    walk = Walk(config, load, torch.device(device), dtype)
+    batches = batched(rows)
     states = walk.embed(rows, batches)
     for index, block in enumerate(walk.blocks()):
         for number, state in enumerate(states):
@@ -99,7 +99,7 @@ class _Recorder(nn.Module):
         return hidden
 
 
-class _Walk:
+class Walk:
     """The model without its weights, and its blocks one after another with them."""
 
     def __init__(self, config: Mapping[str, Any], load: Load, device: torch.device, dtype: torch.dtype) -> None:
@@ -135,7 +135,7 @@ class _Walk:
             yield layer
             layer.to("meta")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(
         self,
         index: int,
@@ -146,7 +146,7 @@ class _Walk:
         output: Tensor = block(state, **self._arguments_of(state)[index])
         return output
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def normalised(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The final norm of each batch of states."""
         return [self._skeleton.norm(state) for state in states]
@@ -179,7 +179,7 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
         return model(read).eval()
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+def batched(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of rows that go through a block together, of similar length so that little is padding."""
     batches: list[list[int]] = []
     for row in sorted(range(len(rows)), key=lambda row: len(rows[row])):

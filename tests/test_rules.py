@@ -13,7 +13,7 @@ from hermetiq.rules import RULES, Rule, explain, finding, named
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
 def test_every_rule_says_what_why_and_how_to_repair(rule: Rule) -> None:
-    assert re.fullmatch(r"[a-z]+(-[a-z]+)+", rule.name)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", rule.name)
     assert all(text.endswith(".") and len(text) > 15 for text in (rule.what, rule.why, rule.repair))
     assert all(re.fullmatch(r"U\d\d", case) for case in rule.cases)
     # A remedy that does not exist is worse than none.
@@ -36,7 +36,7 @@ def test_an_unknown_rule_is_answered_with_the_nearest() -> None:
 
 def test_the_page_of_the_rules_holds_every_rule_and_every_case_of_theirs() -> None:
     page = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
-    stated = dict(re.findall(r"^\| `([a-z-]+)` (\|[^|]*\|[^|]*\|)", page, re.MULTILINE))
+    stated = dict(re.findall(r"^\| `([a-z0-9-]+)` (\|[^|]*\|[^|]*\|)", page, re.MULTILINE))
     assert stated == {
         rule.name: f"| {rule.severity} | {''.join(case + ' ' for case in rule.cases)}|" for rule in RULES.values()
     }

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from hermetiq.calibration.walk import Load, final_hidden, head
+from hermetiq.calibration.walk import final_hidden, head
 from hermetiq.errors import HermetiqError
+from tests.calibration.walking import opened
 from tests.fixtures.models import Family, tiny_checkpoint
 
 LLAMA3_ROPE = {
@@ -49,12 +46,6 @@ LENGTHS = (21, 1, 40, 21, 700, 12)
 def rows() -> list[list[int]]:
     generator = torch.Generator().manual_seed(3)
     return [torch.randint(0, 800, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[tuple[dict[str, Any], Load]]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        yield json.loads((folder / "config.json").read_text()), file.get_tensor
 
 
 def whole_model(folder: Path, rows: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,236 @@
+"""The one pass of calibration: every block is shown to its visitor with what went into each of its linears.
+
+All formats are made from this pass, so a model is read and run once however many are asked for. Memory is one block,
+its statistics, and the hidden states twice (before and after the block), whatever the model's depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hermetiq.errors import HermetiqError
+from hermetiq.model import HEAD
+
+from .activations import refuse_broken, refuse_overflow
+from .statistics import Statistics
+from .sums import Precision, Sums, largest, products
+from .walk import Load, Walk, batched
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block, or the head, with what calibration saw in it. All tensors lie on the walk's device."""
+
+    index: int
+    """Number of the decoder block; the model's depth for the head."""
+    weights: Mapping[str, Tensor]
+    """Every tensor of the block by its Hugging Face name, float32; empty for the head. Not to be written to."""
+    inputs: Mapping[str, Statistics]
+    """By the name of each linear's weight. Linears that share an input share the object."""
+    peaks: Mapping[str, float]
+    """Largest |activation| that each module put out, by the module's name, in the order in which they ran."""
+
+
+Visit = Callable[[Block], Mapping[str, Tensor] | None]
+"""Sees each block once. Tensors that it returns replace the block's own for all that follows."""
+
+
+def observe(
+    config: Mapping[str, Any],
+    load: Load,
+    rows: Sequence[Sequence[int]],
+    visit: Visit,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    precision: Precision = "auto",
+    start: int = 0,
+    replaced: Callable[[int], Mapping[str, Tensor]] | None = None,
+    on_block: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run all rows through the model, a block at a time, and show each block and then the head to `visit`.
+
+    Where `visit` returns None, the next block sees the states of the full-precision model. Where it returns tensors
+    by their Hugging Face names (dequantized weights), the block runs once more with them in place, and the next block
+    sees what the quantized model would: true sequential calibration.
+
+    Args:
+        config: the model's `config.json`.
+        rows: token ids, of any lengths; padding enters no statistic.
+        dtype: weights and states are computed in it, whatever the checkpoint stores.
+        precision: of the matrix products; the same on every run, or a resumed one differs from the first.
+        start: blocks below it are only run, not shown: a resumed calibration, which from there on has the same bits.
+        replaced: for those blocks, what `visit` had returned.
+        on_block: told after each block how many are done, and of how many.
+
+    Raises:
+        HermetiqError: a `model_type` whose layers are not known here; a replacement that the block has no place for.
+        Refusal: `hessian-nan`, with the first module that put out NaN or infinity.
+    """
+    walk = Walk(config, load, torch.device(device), dtype)
+    batches = batched(rows)
+    states = walk.embed(rows, batches)
+    real = [_real(state, [len(rows[row]) for row in batch]) for state, batch in zip(states, batches, strict=True)]
+    _check_embedding(states, real)
+    calibration = _Calibration(walk, real, visit, precision)
+    for index, block in enumerate(walk.blocks()):
+        if index < start:
+            states = calibration.run(index, block, states, replaced(index) if replaced else {})
+        else:
+            states = calibration.show(index, block, states)
+        if on_block is not None:
+            on_block(index + 1, walk.depth)
+    if start <= walk.depth:
+        calibration.show_head(states)
+
+
+class _Calibration:
+    """What stays the same from block to block."""
+
+    def __init__(self, walk: Walk, real: Sequence[Tensor | None], visit: Visit, precision: Precision) -> None:
+        self._walk, self._real, self._visit, self._precision = walk, real, visit, precision
+
+    def run(
+        self, index: int, block: nn.Module, states: Sequence[Tensor], replacement: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """States behind the block, with some of its tensors replaced."""
+        _replace(block, _prefix(index), replacement)
+        with products(self._precision):
+            return [self._walk.forward(index, block, state) for state in states]
+
+    def show(self, index: int, block: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
+        """States behind the block, once its visitor has seen it."""
+        recorder = _Recorder(_prefix(index))
+        after = []
+        with products(self._precision), recorder.listening(block):
+            for state, real in zip(states, self._real, strict=True):
+                recorder.real = real
+                after.append(self._walk.forward(index, block, state))
+        peaks, inputs = recorder.sound()
+        weights = {_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
+        replacement = self._visit(Block(index, weights, inputs, peaks))
+        return after if replacement is None else self.run(index, block, states, replacement)
+
+    def show_head(self, states: Sequence[Tensor]) -> None:
+        """Let the visitor see what goes into the head. Logits are not computed: they would cost more than a block."""
+        recorder = _Recorder("")
+        with products(self._precision):
+            for state, recorder.real in zip(states, self._real, strict=True):
+                (final,) = self._walk.normalised([state])
+                recorder.output("model.norm", final)
+                recorder.input(HEAD, final)
+        peaks, inputs = recorder.sound()
+        self._visit(Block(self._walk.depth, {}, inputs, peaks))
+
+
+class _Recorder:
+    """Hears what goes into each linear of a block and what each module puts out, and adds it up."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._sums: dict[str, Sums] = {}
+        self._leader: dict[str, str] = {}
+        self._peaks: dict[str, Tensor] = {}
+        self._last: tuple[str, Tensor] | None = None
+        self.real: Tensor | None = None
+        """(rows, tokens) bool, false at padding, of the batch that comes next; None where there is no padding."""
+
+    @contextmanager
+    def listening(self, block: nn.Module) -> Iterator[None]:
+        """Record whatever runs through the block while inside."""
+        hooks = []
+        for name, module in block.named_modules():
+            full = (self._prefix + name).rstrip(".")
+            if isinstance(module, nn.Linear):
+                hooks.append(module.register_forward_pre_hook(self._input_hook(f"{full}.weight")))
+            hooks.append(module.register_forward_hook(self._output_hook(full)))
+        try:
+            yield
+        finally:
+            self._last = None
+            for hook in hooks:
+                hook.remove()
+
+    def input(
+        self,
+        weight: str,
+        value: Tensor,  # (rows, tokens, in)
+    ) -> None:
+        # Linears that share an input are called one after another with the very same tensor.
+        if self._last is not None and self._last[1] is value:
+            self._leader[weight] = self._last[0]
+            return
+        self._last = (weight, value)
+        self._leader[weight] = weight
+        if weight not in self._sums:
+            self._sums[weight] = Sums(value.shape[-1], value.dtype, value.device)
+        self._sums[weight].add(self._tokens(value))
+
+    def output(
+        self,
+        module: str,
+        value: Tensor,  # (rows, tokens, …)
+    ) -> None:
+        peak = largest(self._tokens(value))
+        self._peaks[module] = torch.maximum(self._peaks[module], peak) if module in self._peaks else peak
+
+    def sound(self) -> tuple[dict[str, float], dict[str, Statistics]]:
+        """Peaks by module and statistics by the name of each linear's weight; nothing more may be recorded.
+
+        Raises:
+            Refusal: `hessian-nan`.
+        """
+        peaks = {name: float(peak) for name, peak in self._peaks.items()}
+        refuse_broken(peaks)
+        made = {weight: sums.statistics() for weight, sums in self._sums.items()}
+        inputs = {weight: made[leader] for weight, leader in self._leader.items()}
+        refuse_overflow(inputs)
+        return peaks, inputs
+
+    def _tokens(self, value: Tensor) -> Tensor:
+        return value.flatten(0, 1) if self.real is None else value[self.real]
+
+    def _input_hook(self, weight: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: self.input(weight, arguments[0])
+
+    def _output_hook(self, module: str) -> Callable[[nn.Module, Any, Any], None]:
+        # Attention returns its weights beside its output.
+        return lambda _, __, output: self.output(module, output[0] if isinstance(output, tuple) else output)
+
+
+def _prefix(index: int) -> str:
+    return f"model.layers.{index}."
+
+
+def _real(state: Tensor, lengths: Sequence[int]) -> Tensor | None:
+    """(rows, tokens) bool, false at padding; None where there is none and nothing needs to be picked out."""
+    tokens = state.shape[1]
+    if min(lengths) == tokens:
+        return None
+    places = torch.arange(tokens, device=state.device)
+    return places < torch.tensor(lengths, device=state.device)[:, None]
+
+
+def _check_embedding(states: Sequence[Tensor], real: Sequence[Tensor | None]) -> None:
+    """Refuse states that are broken before the first block."""
+    recorder = _Recorder("")
+    for state, recorder.real in zip(states, real, strict=True):
+        recorder.output("model.embed_tokens", state)
+    recorder.sound()
+
+
+def _replace(block: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of the block's own."""
+    own = {prefix + name: value for name, value in block.named_parameters()}
+    moved = {}
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise HermetiqError(f"block {prefix.rstrip('.')} has no place for {name} of shape {tuple(tensor.shape)}")
+        moved[name.removeprefix(prefix)] = tensor.to(own[name].device, own[name].dtype)
+    block.load_state_dict(moved, strict=False, assign=True)
