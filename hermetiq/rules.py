@@ -209,6 +209,14 @@ _TABLE = (
         "A runtime that computes in float16 turns them into infinity and answers with '!!!!!'.",
         "Serve the model in bfloat16; leave out formats whose runtimes have float16 only.",
     ),
+    Rule(
+        "group-shape",
+        "error",
+        ("U23", "U26"),
+        "A linear layer has a shape that the groups or the packed words of the recipe do not divide.",
+        "Some runtimes fail on a ragged last group, and others read it wrong.",
+        "Choose a group size that divides the rows of every layer; the finding names those that do.",
+    ),
 )
 
 _LONGEST = 600

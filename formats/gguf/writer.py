@@ -7,16 +7,13 @@ does not grow with the model. Files carry the suffix `.partial` until all of the
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from gguf import GGMLQuantizationType as GgmlType
 from numpy.typing import NDArray
 
 from hermetiq.errors import HermetiqError, Refusal
+from hermetiq.formats.output import Output
 from hermetiq.model import ModelConfig
 from hermetiq.quantize import ggml
 from hermetiq.quantize.ggml import Blocks, Ggml, NonFinite, OutOfRange
@@ -79,17 +77,19 @@ def write(
         raise ValueError("the plans are of different models")
     work = _Work(first.model, source, library or ggml.load())
     with ExitStack() as stack:
-        outputs = [stack.enter_context(_Output(path, plan)) for path, plan in plans.items()]
-        for output in outputs:
-            output.begin()
+        outputs = [stack.enter_context(Output(path)) for path in plans]
+        for output, plan in zip(outputs, plans.values(), strict=True):
+            output.append(plan.header)
         tensors = list(zip(*(plan.tensors for plan in plans.values()), strict=True))
         for slice in stack.enter_context(closing(work.slices(tensors, threads))):
             for output, tensor in zip(outputs, slice.planned, strict=True):
-                output.write(slice.blocks[tensor.choice.type], pad=slice.last)
+                output.append(slice.blocks[tensor.choice.type].data)
+                if slice.last:
+                    output.append(bytes(aligned(output.written) - output.written))
             if slice.last and on_tensor:
                 on_tensor(slice.planned[0].name, sum(output.written for output in outputs))
-        for output in outputs:
-            output.finish()
+        for output, plan in zip(outputs, plans.values(), strict=True):
+            output.finish(plan.size)
         for output in outputs:
             output.publish()
         return {output.path: output.digest.hexdigest() for output in outputs}
@@ -161,77 +161,6 @@ class _Work:
         except OutOfRange as error:
             raise HermetiqError(error.what, where=name, remedy=error.remedy) from error
         return _Slice(planned, blocks, last=stop == len(weight))
-
-
-class _Output:
-    """One file on its way: written beside its place, put there when it is complete, removed if it never is."""
-
-    def __init__(self, path: Path, plan: GgufPlan) -> None:
-        self.path, self.plan, self.written = path, plan, 0
-        self.digest = hashlib.sha256()
-        self._partial = path.with_name(path.name + ".partial")
-        self._file: BinaryIO
-
-    def __enter__(self) -> Self:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("wb")
-        except OSError as error:
-            raise self._failed(error) from error
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # On a full disk closing fails once more over what is still buffered; the file must go all the same.
-        with suppress(OSError):
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-    def begin(self) -> None:
-        """Write everything before the first tensor's data."""
-        self._append(self.plan.header)
-
-    def write(self, blocks: Blocks, *, pad: bool) -> None:
-        """Append the data of some rows, and the padding behind a tensor."""
-        self._append(blocks.data)
-        if pad:
-            self._append(bytes(aligned(self.written) - self.written))
-
-    def finish(self) -> None:
-        """Put the whole file on disk and hold its size against the plan."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise self._failed(error) from error
-        if size != self.plan.size:
-            raise HermetiqError(f"wrote {size} bytes, planned {self.plan.size}", where=str(self.path))
-
-    def publish(self) -> None:
-        """Give the finished file its name."""
-        try:
-            self._file.close()
-            self._partial.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def _append(self, data: bytes | memoryview) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise self._failed(error) from error
-        self.digest.update(data)
-        self.written += len(data) if isinstance(data, bytes) else data.nbytes
-
-    def _failed(self, error: OSError) -> HermetiqError:
-        return HermetiqError(
-            f"cannot write: {error.strerror}", where=str(self.path), remedy="free disk space, or choose another folder"
-        )
 
 
 def _array(weight: torch.Tensor, name: str) -> NDArray[Any]:

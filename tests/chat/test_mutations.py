@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hermetiq.chat.checks import CHECKS
 from hermetiq.chat.inspect import Inspection, inspect
 from hermetiq.rules import RULES
 from tests.chat.templates import CHATML
@@ -242,7 +243,7 @@ def test_the_trained_checkpoint_has_no_finding(trained_hermes: Path) -> None:
 
 
 def test_every_rule_is_broken_once() -> None:
-    assert {mutation.rule for mutation in MUTATIONS} == set(RULES)
+    assert {mutation.rule for mutation in MUTATIONS} == set(CHECKS)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.rule}-{mutation.found}")

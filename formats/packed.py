@@ -1,0 +1,71 @@
+"""What the packed linear layers of GPTQ and AWQ have in common: named parts, and distrust of those that were read.
+
+Artifacts of other tools come in here too. What is wrong with one is said of the part by its name, so that the reader of
+a folder can tell which tensor of which file it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+"""Types in which tools store scales."""
+
+
+class Malformed(ValueError):
+    """A part of a packed linear layer is not what its format says."""
+
+    def __init__(self, part: str, found: str, expected: str) -> None:
+        self.part, self.found, self.expected = part, found, expected
+        super().__init__(f"{part}: found {found}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Shape and type of one stored tensor of a linear layer."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def matrix(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Rows and columns of a part.
+
+    Raises:
+        Malformed: it is missing or no matrix.
+    """
+    if name not in tensors:
+        raise Malformed(name, "no such tensor", "a matrix")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise Malformed(name, f"shape {shape}", "a matrix")
+    return shape[0], shape[1]
+
+
+def require(tensors: Mapping[str, Tensor], layout: Mapping[str, Part]) -> None:
+    """Hold stored parts against a layout that has `scales`; those may be of any float type.
+
+    Raises:
+        Malformed: a part is missing, or has another shape or type; scales are zero or not finite.
+    """
+    for name, part in layout.items():
+        if name not in tensors:
+            raise Malformed(name, "no such tensor", f"shape {part.shape}")
+        tensor = tensors[name]
+        if tuple(tensor.shape) != part.shape:
+            raise Malformed(name, f"shape {tuple(tensor.shape)}", f"shape {part.shape}")
+        types = FLOATS if name == "scales" else (part.dtype,)
+        if tensor.dtype not in types:
+            raise Malformed(name, f"{tensor.dtype}", " or ".join(map(str, types)))
+    unusable = ~tensors["scales"].isfinite() | (tensors["scales"] == 0)
+    if count := int(unusable.sum()):
+        raise Malformed("scales", f"{count} of {unusable.numel()} zero, NaN or infinite", "finite steps between codes")
+
+
+def groups_in_order(columns: int, group_size: int, device: torch.device | str = "cpu") -> Tensor:  # (columns,) int32
+    """The group of each column where groups lie side by side; the last may be short."""
+    return torch.arange(columns, dtype=torch.int32, device=device) // group_size
