@@ -22,6 +22,7 @@ ORDER = (
     {"hermetiq.formats"},
     {"hermetiq.checkpoint"},
     {"hermetiq.chat"},
+    {"hermetiq.companions"},
     {"hermetiq.runtimes"},
     {"hermetiq.manifest"},
     {"hermetiq.verify"},

@@ -63,6 +63,7 @@ class AdapterCheckpoint(Checkpoint):
         self.documents = {**kept, **overlay.documents, "config.json": self.config}
         self.templates = overlay.templates or base.templates
         self.tokenizer = tokenizer.from_folder(folder, self.documents) if overlay.documents else base.tokenizer
+        self.tokenizer_folder = folder if overlay.documents else base.tokenizer_folder
         self.provenance = _merged_provenance(base.provenance, overlay, self._adapter.base_model)
         self.findings = (*base.findings, *overlay.warnings)
 

@@ -62,6 +62,8 @@ class Checkpoint(ABC):
     templates: Mapping[str, str]
     """Chat template text by where it stands: `chat_template.jinja`, `tokenizer_config.json`, or the `.gguf`'s name."""
     tokenizer: Tokenizer
+    tokenizer_folder: Path | None = None
+    """Where the tokenizer's files lie; None where the tokenizer was restored from a `.gguf`."""
     tensors: Mapping[str, TensorInfo]
     """Hugging Face names, in file order; `lm_head.weight` only if stored."""
     provenance: Provenance

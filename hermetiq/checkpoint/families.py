@@ -56,6 +56,9 @@ _FAMILIES: Final[dict[Literal["llama", "mistral", "qwen2", "qwen3"], _Family]] =
     ),
 }
 
+ARCHITECTURES: Final[Mapping[str, str]] = {name: family.architecture for name, family in _FAMILIES.items()}
+"""The class of each family's causal language model, as `config.json` names it."""
+
 _FIXED: Final[dict[str, tuple[Any, ...]]] = {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (1,)}
 """Keys of which the supported decoders know one value only."""
 

@@ -58,6 +58,7 @@ class FolderCheckpoint(Checkpoint):
         self.provenance = contents.provenance
         self.findings = contents.findings
         self.tokenizer = tokenizer.from_folder(folder, self.documents)
+        self.tokenizer_folder = folder
 
     def load(self, name: str) -> Tensor:
         return load_tensor(self.path, name, self.tensors[name])

@@ -19,16 +19,10 @@ from hermetiq.model import SpecialIds, Token, TokenKind, Vocabulary
 
 from .base import Provenance
 from .documents import file_name, incomplete
-from .families import parse_config
+from .families import ARCHITECTURES, parse_config
 from .fields import Fields
 from .pretokenizer_table import PRE_TOKENIZERS
 
-_CLASSES: Final = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _ARCHITECTURES: Final = ("llama", "qwen2", "qwen3")
 _REQUIRED: Final = {
     "hidden_size": Keys.LLM.EMBEDDING_LENGTH,
@@ -82,7 +76,7 @@ def restored_config(
     _require_plain(fields, arch, head_dim)
     family = "mistral" if arch == "llama" and Keys.Attention.SLIDING_WINDOW.format(arch=arch) in metadata else arch
     config = {
-        "architectures": [_CLASSES[family]],
+        "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         **sizes,
         "num_key_value_heads": fields.size(Keys.Attention.HEAD_COUNT_KV.format(arch=arch), heads),

@@ -1,0 +1,235 @@
+"""The files that travel with quantized weights, so that the folder is the same chat model as its source.
+
+Quantizers write weights and leave the rest behind: the stop list, the template, the sampling defaults (U03, U38), or a
+tokenizer class that only one version of transformers knows (U17). Here the source's own files are taken, and whatever
+the chat contract speaks of is stated in every place that some reader believes. A `.gguf` source has no such files;
+they are made from what its metadata says. Nothing is written: the bytes are handed out by file name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+from tokenizers import processors
+
+from hermetiq.chat.contract import ChatContract
+from hermetiq.chat.eos import id_list, token_text
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.documents import POINTER, POINTER_REPAIR, TEMPLATE, incomplete, link_out, stays_inside
+from hermetiq.checkpoint.families import ARCHITECTURES
+from hermetiq.errors import Refusal
+
+GENERIC_CLASS: Final = "PreTrainedTokenizerFast"
+"""Known to every transformers since 2.x, and reads `tokenizer.json` as it stands."""
+QUANTIZER_FILES: Final = {"gptq": "quantize_config.json"}
+"""Where readers older than `quantization_config` look, by `quant_method`."""
+VOCABULARIES: Final = ("tokenizer.model", "vocab.json", "merges.txt")
+"""What slow tokenizers and converters read in the place of `tokenizer.json`."""
+
+_LICENSE = re.compile(r"(licen[cs]e|notice|copying|use_policy)([-_][\w-]+)?(\.(txt|md|rst))?", re.IGNORECASE)
+_PERSONAL = ("auto_map", "_name_or_path", "_commit_hash")
+"""Keys that point to code of the source or to somebody's folders."""
+_MOST_BYTES = 1 << 28
+
+
+def companions(
+    checkpoint: Checkpoint, contract: ChatContract, quantization: Mapping[str, Any], *, dtype: str = "float16"
+) -> dict[str, bytes]:
+    """Every file of an artifact folder but its tensors, by name; the same arguments give the same bytes.
+
+    Opened again, the folder has the same contract. What encoding adds is the contract's decision: no BOS where the
+    template prints it (U19), and never an EOS behind a prompt.
+
+    Args:
+        checkpoint: the source, with its adapter.
+        contract: derived from it.
+        quantization: the format's `quantization_config`; empty where the weights are plain.
+        dtype: of the stored floats, as torch names it.
+
+    Raises:
+        Refusal: `source-incomplete`, a file of the source cannot be copied.
+    """
+    texts = _special_texts(checkpoint, contract)
+    documents: dict[str, Mapping[str, Any]] = {
+        "config.json": _config(checkpoint, contract, quantization, dtype),
+        "generation_config.json": _generation(checkpoint, contract),
+        "tokenizer_config.json": _tokenizer_config(checkpoint, contract, texts),
+        "special_tokens_map.json": _restated(checkpoint.documents.get("special_tokens_map.json", {}), texts),
+    }
+    if added := checkpoint.documents.get("added_tokens.json"):
+        documents["added_tokens.json"] = added
+    if name := QUANTIZER_FILES.get(quantization.get("quant_method", "")):
+        documents[name] = quantization
+    return {
+        **{name: _json(document) for name, document in documents.items()},
+        "tokenizer.json": _tokenizer_json(checkpoint, contract),
+        TEMPLATE: contract.template.encode(),
+        **dict(_copies(checkpoint)),
+    }
+
+
+def _config(
+    checkpoint: Checkpoint, contract: ChatContract, quantization: Mapping[str, Any], dtype: str
+) -> dict[str, Any]:
+    """`config.json` for readers on transformers 4 (`rope_theta`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`)."""
+    model, own = checkpoint.model, checkpoint.config
+    scaling = None if model.rope_scaling is None else dict(model.rope_scaling)
+    stated = {
+        "architectures": [ARCHITECTURES[model.family]],
+        "bos_token_id": _bos(checkpoint.config, contract),
+        "eos_token_id": _stops(contract),
+        "pad_token_id": contract.pad_token_id,
+        "vocab_size": contract.rows,
+        "tie_word_embeddings": model.tied,
+        "rope_theta": model.rope_theta,
+        # Early readers of transformers 4 accept two keys only, `type` and `factor`: a source that has them keeps them.
+        "rope_scaling": own.get("rope_scaling") or scaling,
+        "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": model.rope_theta},
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        **({"quantization_config": dict(quantization)} if quantization else {}),
+    }
+    return _without(own, *_PERSONAL) | stated
+
+
+def _generation(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, Any]:
+    """Stops, BOS and padding; sampling defaults stay as they are."""
+    own = checkpoint.documents.get("generation_config.json", {})
+    ids = {
+        "bos_token_id": _bos({**checkpoint.config, **own}, contract),
+        "eos_token_id": _stops(contract),
+        "pad_token_id": contract.pad_token_id,
+    }
+    # With this mark transformers would take the ids from config.json again.
+    kept = _without(own, "_from_model_config", *_PERSONAL)
+    return {**kept, **{name: value for name, value in ids.items() if value is not None or name in kept}}
+
+
+def _tokenizer_config(
+    checkpoint: Checkpoint, contract: ChatContract, texts: Mapping[str, str | None]
+) -> dict[str, Any]:
+    own = checkpoint.documents.get("tokenizer_config.json")
+    base = _synthesised(checkpoint) if own is None else _without(own, *_PERSONAL)
+    name = base.get("tokenizer_class")
+    return {
+        **_restated(base, texts),
+        "tokenizer_class": name if isinstance(name, str) and not name.endswith("Backend") else GENERIC_CLASS,
+        "add_bos_token": contract.add_bos,
+        "add_eos_token": False,
+        "chat_template": _inline(base.get("chat_template"), contract.template),
+    }
+
+
+def _synthesised(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A `tokenizer_config.json` for a tokenizer that came without one."""
+    added = checkpoint.tokenizer.backend.get_added_tokens_decoder()
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {
+        "added_tokens_decoder": {
+            str(index): {flag: getattr(token, flag) for flag in flags} for index, token in sorted(added.items())
+        },
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": checkpoint.model.context_length,
+    }
+
+
+def _tokenizer_json(checkpoint: Checkpoint, contract: ChatContract) -> bytes:
+    """The source's file where it already puts around a text what the contract says, else one that does."""
+    stored = None if checkpoint.tokenizer_folder is None else _read(checkpoint.tokenizer_folder, "tokenizer.json")
+    backend = checkpoint.tokenizer.backend
+    bos = [contract.bos_token_id] if contract.add_bos and contract.bos_token_id is not None else []
+    plain = backend.encode("x", add_special_tokens=False).ids
+    if stored is not None and backend.encode("x").ids == [*bos, *plain]:
+        return stored
+    # A copy: the checkpoint's own tokenizer stays as it is.
+    changed = tokenizers.Tokenizer.from_str(backend.to_str())
+    names = [text for text in map(changed.id_to_token, bos) if text is not None]
+    changed.post_processor = processors.TemplateProcessing(
+        single=[*names, "$A"],
+        pair=[*names, "$A", *(f"{name}:1" for name in names), "$B:1"],
+        special_tokens=list(zip(names, bos, strict=True)),
+    )
+    text: str = changed.to_str()
+    return text.encode()
+
+
+def _special_texts(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, str | None]:
+    """The contract's special tokens by the field that names them; None where there is none."""
+    ids = {"bos_token": contract.bos_token_id, "pad_token": contract.pad_token_id, "unk_token": contract.unk_token_id}
+    tokens = checkpoint.tokenizer.vocabulary.tokens
+    return {
+        "eos_token": contract.terminator,
+        **{field: None if index is None else tokens[index].text for field, index in ids.items()},
+    }
+
+
+def _restated(document: Mapping[str, Any], texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """`document` with the special tokens of `texts`; those that it already names stay in its own form."""
+    changed = {
+        field: text
+        for field, text in texts.items()
+        if token_text(document.get(field)) != text and (text is not None or field in document)
+    }
+    return {**document, **changed}
+
+
+def _inline(stated: Any, template: str) -> str | list[Any]:
+    """The template, in the place of the default one where the source has a list of several (tool use, say)."""
+    if not isinstance(stated, list):
+        return template
+    others = [entry for entry in stated if isinstance(entry, Mapping) and entry.get("name") != "default"]
+    return [{"name": "default", "template": template}, *others]
+
+
+def _stops(contract: ChatContract) -> int | list[int]:
+    """All stops, the terminator first: readers that know one id only take that one."""
+    others = [token for token in contract.stop_ids if token != contract.terminator_id]
+    return [contract.terminator_id, *others] if others else contract.terminator_id
+
+
+def _bos(document: Mapping[str, Any], contract: ChatContract) -> int | None:
+    """The contract's BOS; without one the id that the source states though its tokenizer has none (Qwen)."""
+    if contract.bos_token_id is not None:
+        return contract.bos_token_id
+    return next((token for token in id_list(document.get("bos_token_id")) if 0 <= token < contract.rows), None)
+
+
+def _copies(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    """Further files of the tokenizer, and the licence that the weights come under."""
+    places = [(checkpoint.tokenizer_folder, name) for name in VOCABULARIES]
+    if checkpoint.path.is_dir():
+        names = sorted(path.name for path in checkpoint.path.iterdir() if _LICENSE.fullmatch(path.name))
+        places += [(checkpoint.path, name) for name in names]
+    for folder, name in places:
+        data = None if folder is None else _read(folder, name)
+        if data is not None:
+            yield name, data
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    """The bytes of one file of the source; None where there is no such file."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    if not stays_inside(folder, path):
+        raise Refusal(link_out(name))
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise Refusal(incomplete(name, found=f"{size} bytes", expected=f"at most {_MOST_BYTES}"))
+    data = path.read_bytes()
+    if data.startswith(POINTER.encode()):
+        found = "a Git LFS pointer"
+        raise Refusal(incomplete(name, found=found, expected="the file itself", repair=POINTER_REPAIR))
+    return data
+
+
+def _without(document: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key not in keys}
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
