@@ -15,7 +15,8 @@ from hermetiq.errors import HermetiqError
 class Output:
     """Context manager of one file; it carries the suffix `.partial` until `publish`.
 
-    Several files appear together where all are finished before the first is published.
+    Several files appear together where all are finished before the first is published; an error that leaves the block
+    takes published ones away again.
 
     Raises:
         HermetiqError: every method, where the disk is full or the folder cannot be written.
@@ -25,13 +26,14 @@ class Output:
         self.path, self.written = path, 0
         self.digest = hashlib.sha256()
         """Of the bytes appended."""
-        self._partial = path.with_name(path.name + ".partial")
+        self._at = path.with_name(path.name + ".partial")
+        """Where the file lies now."""
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("wb")
+            self._file = self._at.open("wb")
         except OSError as error:
             raise self._failed(error) from error
         return self
@@ -40,7 +42,8 @@ class Output:
         # On a full disk closing fails once more over what is still buffered; the file must go all the same.
         with suppress(OSError):
             self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if error is not None or self._at != self.path:
+            self._at.unlink(missing_ok=True)
 
     def append(self, data: bytes | memoryview) -> None:
         try:
@@ -69,7 +72,7 @@ class Output:
         """Give the finished file its name."""
         try:
             self._file.close()
-            self._partial.replace(self.path)
+            self._at = self._at.replace(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
