@@ -1,1 +1,1 @@
-"""Runtimes people serve models with, each driven as a user drives it; only llama.cpp so far."""
+"""Runtimes people serve models with, each driven as a user drives it."""

@@ -1,0 +1,211 @@
+"""The packages that artifacts are proven in, each in an environment of its own that is made when it is first asked for.
+
+Their requirements exclude each other and ours (transformers 4.39, 4.51 and 5.23; numpy below 2 and above 2.4), and some
+have ended. So they are never dependencies: a venv is built from a pinned requirement file and kept in the user's cache
+under the file's hash. Where packages come from is decided by pip's own configuration.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from hermetiq.errors import HermetiqError
+from hermetiq.progress import Ticker, silent
+
+Version = tuple[int, int]
+
+TORCH = "torch==2.13.0"
+REQUIREMENTS = Path(__file__).with_name("requirements")
+READY = "ready"
+"""A file in an environment that is complete; written last."""
+LOG_TAIL = 1000
+"""Characters of pip's output that an error shows."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """How a venv is filled: torch, then the requirement file, then one package without what it asks for itself."""
+
+    name: str
+    package: str
+    oldest: Version
+    newest: Version
+    """Python versions it can be built with."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for the build of `package`."""
+
+    @property
+    def requirements(self) -> Path:
+        """Everything but torch and `package`, pinned."""
+        return REQUIREMENTS / f"{self.name}.txt"
+
+    @property
+    def installs(self) -> tuple[tuple[str, ...], ...]:
+        """Arguments of `pip install`, in order. torch comes first, so that nothing else decides which build it is."""
+        last = ("--no-deps", "--no-build-isolation", self.package)
+        return (TORCH,), ("--requirement", str(self.requirements)), last
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A package that people load artifacts with."""
+
+    name: str
+    formats: tuple[str, ...]
+    environment: Environment | None
+    """None where it cannot be driven; `needs` says why."""
+    needs: str = ""
+
+
+AUTO_GPTQ = Environment("auto-gptq", "auto-gptq==0.7.1", (3, 8), (3, 11))
+AUTOAWQ = Environment("autoawq", "autoawq==0.2.9", (3, 9), (3, 12))
+GPTQMODEL = Environment("gptqmodel", "gptqmodel==7.7.0", (3, 11), (3, 14), {"BUILD_CUDA_EXT": "0"})
+
+RUNTIMES: Mapping[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("auto-gptq", ("gptq",), AUTO_GPTQ),
+        Runtime("autoawq", ("awq",), AUTOAWQ),
+        Runtime("gptqmodel", ("gptq", "awq"), GPTQMODEL),
+        Runtime("transformers", ("gptq", "awq"), GPTQMODEL),
+        Runtime("exllamav2", ("exl2", "gptq"), None, "a GPU, and a CUDA compiler for the part it builds at first use"),
+    )
+}
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        HermetiqError: there is none.
+    """
+    if name not in RUNTIMES:
+        raise HermetiqError(f"no runtime {name!r}", remedy="runtimes: " + ", ".join(RUNTIMES))
+    return RUNTIMES[name]
+
+
+def ensure(name: str, tick: Ticker = silent) -> Path:
+    """The Python that has the runtime `name`; where its environment is not there yet, it is built (a minute or two).
+
+    Several processes may ask at once: one builds, the others wait. A build that was cut off starts again.
+
+    Raises:
+        HermetiqError: no such runtime, it cannot be driven, no Python of a fitting version, or pip fails; then the
+            error ends with pip's own words and names its log.
+    """
+    needed = _drivable(runtime(name))
+    folder = folder_of(needed)
+    python = folder / "bin" / "python"
+    with _alone(folder.with_suffix(".lock")):
+        if not (folder / READY).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            with folder.with_suffix(".log").open("w+", encoding="utf-8", errors="replace") as log:
+                _build(needed, folder, python, log, tick)
+            (folder / READY).touch()
+    return python
+
+
+def is_ready(environment: Environment) -> bool:
+    """Whether the environment stands complete in the cache."""
+    return interpreter(environment) is not None and (folder_of(environment) / READY).is_file()
+
+
+def folder_of(environment: Environment) -> Path:
+    """Where the environment lies or will lie: a change of its pins, its package or its Python is another folder.
+
+    Raises:
+        HermetiqError: no Python of a fitting version is here.
+    """
+    base = _interpreter(environment)
+    pins = environment.requirements.read_text(encoding="utf-8")
+    state = "\n".join((TORCH, environment.package, *map("=".join, environment.settings.items()), *base, pins))
+    return cache() / "runtimes" / f"{environment.name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+
+
+def cache() -> Path:
+    """Hermetiq's cache: `HERMETIQ_CACHE`, else `hermetiq` in the user's cache folder."""
+    if own := os.environ.get("HERMETIQ_CACHE"):
+        return Path(own).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "hermetiq"
+
+
+def interpreter(environment: Environment) -> tuple[str, str] | None:
+    """Path and version (`3.11`) of the Python to build it with: this one if it fits, else the newest fit on PATH."""
+    running = sys.version_info[:2]
+    if environment.oldest <= running <= environment.newest:
+        return sys.executable, _spelled(running)
+    for minor in range(environment.newest[1], environment.oldest[1] - 1, -1):
+        version = _spelled((environment.newest[0], minor))
+        if found := shutil.which(f"python{version}"):
+            return found, version
+    return None
+
+
+def python_range(environment: Environment) -> str:
+    """`Python 3.8 to 3.11`."""
+    return f"Python {_spelled(environment.oldest)} to {_spelled(environment.newest)}"
+
+
+def _spelled(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _drivable(asked: Runtime) -> Environment:
+    if asked.environment is None:
+        raise HermetiqError(f"{asked.name} cannot run here: it needs {asked.needs}", remedy="hermetiq doctor")
+    return asked.environment
+
+
+def _interpreter(environment: Environment) -> tuple[str, str]:
+    found = interpreter(environment)
+    if found is None:
+        raise HermetiqError(
+            f"{environment.package} cannot be installed here: it wants {python_range(environment)}",
+            remedy=f"put python{_spelled(environment.newest)} on PATH",
+        )
+    return found
+
+
+def _build(environment: Environment, folder: Path, python: Path, log: IO[str], tick: Ticker) -> None:
+    """Fill `folder`. It is built in its place, because a venv does not survive being moved."""
+    base, _ = _interpreter(environment)
+    # -I: nothing of this process' Python (PYTHONPATH, the user's packages) leaks into the environment.
+    commands = [[base, "-I", "-m", "venv", str(folder)]]
+    pip = [str(python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    commands += [[*pip, *arguments] for arguments in environment.installs]
+    for number, command in enumerate(commands):
+        tick(f"installing {environment.package}", number / len(commands))
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment.settings},
+            check=False,
+        )
+        if done.returncode:
+            log.seek(0)
+            raise HermetiqError(
+                f"{environment.package} could not be installed; pip ended with:\n{log.read()[-LOG_TAIL:].strip()}",
+                where=log.name,
+                remedy="the log has all of it; once the cause is gone, the same command starts over",
+            )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`; the system lets go of it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
