@@ -1,9 +1,10 @@
 """Statistics added up batch by batch, and how precisely products are computed while that happens.
 
-The Gram matrix X^T X is as much work as the forward pass itself, so what it costs decides what calibration costs. Only
-its upper triangle is computed, in panels. Where the machine has units that multiply rounded factors and add in float32
-(bfloat16 on CPUs with AMX, TF32 on CUDA), they are used: rounding the activations to eight bits perturbs each product
-by at most 2^-8 of itself, at random, and the sum over thousands of tokens far less; damping adds a hundredth.
+The Gram matrix XᵀX is as much work as the forward pass itself, so what it costs decides what calibration costs. Only its
+upper triangle is computed, in panels. Where the machine has units that round the factors and add in float32 (bfloat16
+on CPUs with AMX, TF32 on CUDA), they are used for both: on SmolLM2, rounding the activations to bfloat16 moves the
+diagonal by at most 0.4 % and the factor that solvers make of the matrix by 0.3 %, less than another hundred rows would.
+Without such units nothing changes: float32 stays float32.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from .statistics import Statistics
 Precision = Literal["auto", "float32"]
 """`auto`: float32 products on faster units, where the machine has them. `float32`: as exact as float32 is."""
 
-_PANEL = 384
-"""Rows of the Gram matrix computed at once: less is wasted below the diagonal, and products are still large."""
+_PANEL = 192
+"""Rows of the Gram matrix computed at once, or an eighth of all. Less would waste less below the diagonal, on smaller products."""
 
 
 class Sums:
@@ -39,10 +40,11 @@ class Sums:
         inputs: Tensor,  # (tokens, in), real tokens only
     ) -> None:
         x = inputs.to(self._gram.dtype)
-        for start in range(0, x.shape[1], _PANEL):
-            end = start + _PANEL
+        panel = max(_PANEL, x.shape[1] // 8)
+        for start in range(0, x.shape[1], panel):
+            end = start + panel
             self._gram[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
-        self._sum_abs += torch.linalg.vector_norm(x, ord=1, dim=0)
+        self._sum_abs += x.abs().sum(0)
         self._max_abs = torch.maximum(self._max_abs, largest(x))
         self._tokens += x.shape[0]
 
