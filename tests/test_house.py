@@ -16,7 +16,7 @@ ENGINES = ("calibration", "formats", "quantize")
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
     {"hermetiq", "hermetiq.errors", "hermetiq.machine", "hermetiq.model", "hermetiq.progress"},
-    {"hermetiq.rules"},
+    {"hermetiq.rules", "hermetiq.journal"},
     {"hermetiq.calibration"},
     {"hermetiq.quantize"},
     {"hermetiq.formats"},
@@ -27,7 +27,7 @@ ORDER = (
     {"hermetiq.manifest"},
     {"hermetiq.verify"},
     {"hermetiq.pipeline"},
-    {"hermetiq.demo"},
+    {"hermetiq.demo", "hermetiq.doctor"},
     {"hermetiq.cli"},
     {"hermetiq.__main__"},
 )

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -41,7 +41,7 @@ class Environment:
     oldest: Version
     newest: Version
     """Python versions it can be built with."""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: tuple[tuple[str, str], ...] = ()
     """Environment variables for the build of `package`."""
 
     @property
@@ -69,7 +69,7 @@ class Runtime:
 
 AUTO_GPTQ = Environment("auto-gptq", "auto-gptq==0.7.1", (3, 8), (3, 11))
 AUTOAWQ = Environment("autoawq", "autoawq==0.2.9", (3, 9), (3, 12))
-GPTQMODEL = Environment("gptqmodel", "gptqmodel==7.7.0", (3, 11), (3, 14), {"BUILD_CUDA_EXT": "0"})
+GPTQMODEL = Environment("gptqmodel", "gptqmodel==7.7.0", (3, 11), (3, 14), (("BUILD_CUDA_EXT", "0"),))
 
 RUNTIMES: Mapping[str, Runtime] = {
     runtime.name: runtime
@@ -107,7 +107,7 @@ def ensure(name: str, tick: Ticker = silent) -> Path:
     folder = folder_of(needed)
     python = folder / "bin" / "python"
     with _alone(folder.with_suffix(".lock")):
-        if not (folder / READY).is_file():
+        if not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
             with folder.with_suffix(".log").open("w+", encoding="utf-8", errors="replace") as log:
                 _build(needed, folder, python, log, tick)
@@ -117,7 +117,7 @@ def ensure(name: str, tick: Ticker = silent) -> Path:
 
 def is_ready(environment: Environment) -> bool:
     """Whether the environment stands complete in the cache."""
-    return interpreter(environment) is not None and (folder_of(environment) / READY).is_file()
+    return interpreter(environment) is not None and _is_complete(folder_of(environment))
 
 
 def folder_of(environment: Environment) -> Path:
@@ -128,7 +128,7 @@ def folder_of(environment: Environment) -> Path:
     """
     base = _interpreter(environment)
     pins = environment.requirements.read_text(encoding="utf-8")
-    state = "\n".join((TORCH, environment.package, *map("=".join, environment.settings.items()), *base, pins))
+    state = "\n".join((TORCH, environment.package, *map("=".join, environment.settings), *base, pins))
     return cache() / "runtimes" / f"{environment.name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 
@@ -158,6 +158,11 @@ def python_range(environment: Environment) -> str:
 
 def _spelled(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
+
+
+def _is_complete(folder: Path) -> bool:
+    """Also that its Python is still there: an upgrade of the system's takes it away."""
+    return (folder / READY).is_file() and (folder / "bin" / "python").exists()
 
 
 def _drivable(asked: Runtime) -> Environment:
@@ -190,7 +195,7 @@ def _build(environment: Environment, folder: Path, python: Path, log: IO[str], t
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment.settings},
+            env={**os.environ, **dict(environment.settings)},
             check=False,
         )
         if done.returncode:
