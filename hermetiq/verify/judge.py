@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hermetiq.chat import contract as contracts
@@ -21,6 +22,7 @@ from .fidelity import CHUNK, Fidelity, TurnEnd, logprobs
 from .observe import Observation
 from .reading import Reading
 from .reference import Reference
+from .smoke import Answer
 from .thresholds import RUNTIME_KL, Limits
 
 DIGITS = 6
@@ -91,10 +93,14 @@ def fidelity_findings(measured: Fidelity, limits: Limits) -> Findings:
     return Findings(checks, _finite(figures))
 
 
-def agreement_findings(seen: Observation, asked: Reference, artifact: Reading) -> Findings:
+def agreement_findings(
+    seen: Sequence[tuple[int, npt.NDArray[np.float64]]],  # as in `Examined.logprobs`
+    asked: Reference,
+    artifact: Reading,
+) -> Findings:
     """llama.cpp and the walk compute the same model; where they do not, only our own reader understands the file."""
     divergences, terminators = [], []
-    for index, theirs in seen.logprobs:
+    for index, theirs in seen:
         row, position = asked.ends[index]
         ours = logprobs(artifact.logits(artifact.states[row][position : position + 1]))[0]
         divergences.append(float((ours.exp() * (ours - torch.from_numpy(theirs))).sum()))
@@ -106,22 +112,22 @@ def agreement_findings(seen: Observation, asked: Reference, artifact: Reading) -
 
 
 def smoke_findings(
-    seen: Observation,
+    answers: Sequence[Answer],
     asked: Reference,
-    source: Reading,  # of each answer, in the order of `seen.answers`
+    source: Reading,  # of each answer, in their order
     limits: Limits,
     decode: Callable[[Sequence[int]], str],
 ) -> Findings:
     """Along the artifact's answers: does it stop where the source would, and keep its tags to itself?"""
     disagreed, leaked = [], []
-    for answer, states in zip(seen.answers, source.states, strict=True):
+    for answer, states in zip(answers, source.states, strict=True):
         deciding = states[len(answer.prompt_ids) - 1 :]
         table = torch.cat([logprobs(source.logits(some)) for some in torch.split(deciding, CHUNK)])
         leads = smoke.stop_leads(table, asked.contract.stop_ids).tolist()
         disagreed.append(smoke.stop_fault(answer, leads, margin=limits.stop_margin))
         choices = table.argmax(dim=1).tolist()
         leaked.append(smoke.leak(answer, asked.contract, choices=choices, decode=decode))
-    prompts, stopped = len(seen.answers), sum(answer.generation.stopped for answer in seen.answers)
+    prompts, stopped = len(answers), sum(answer.generation.stopped for answer in answers)
     disagreed, leaked = [fault for fault in disagreed if fault], [fault for fault in leaked if fault]
     agreed = prompts - len(disagreed)
     checks = (

@@ -46,7 +46,7 @@ def observe(path: Path, reference: Reference, tick: Callable[[float], None]) -> 
         CheckFailed: llama.cpp does not load the file, or dies on a question.
     """
     longest = max(len(ids) for ids in (*reference.rows, *(prompt.ids for prompt in reference.smoke)))
-    asked = _spread(len(reference.ends), ENDS_ASKED)
+    asked = spread(len(reference.ends), ENDS_ASKED)
     sample = reference.samples[0].text
     with LlamaCpp(path, context=longest + ANSWER_TOKENS + MARGIN) as runtime:
         tokens = runtime.tokenize([encoding.text for encoding in reference.texts])
@@ -77,6 +77,6 @@ def observe(path: Path, reference: Reference, tick: Callable[[float], None]) -> 
     )
 
 
-def _spread(count: int, wanted: int) -> list[int]:
+def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` indices below `count`, evenly apart."""
     return [index * count // wanted for index in range(wanted)] if count > wanted else list(range(count))

@@ -14,6 +14,7 @@ from difflib import unified_diff
 from hermetiq.chat.contract import ChatContract, special_ids
 from hermetiq.manifest import Check
 
+LLAMA_CPP = "llama.cpp"
 SHOWN = 12
 """Ids shown around the first difference of two encodings."""
 
@@ -26,7 +27,7 @@ class Encoding:
     ids: tuple[int, ...]
 
 
-def check_tokens(source: Sequence[Encoding], runtime: Sequence[Sequence[int]]) -> Check:
+def check_tokens(source: Sequence[Encoding], runtime: Sequence[Sequence[int]], *, reader: str = LLAMA_CPP) -> Check:
     """Every text has the same ids in both; the reason shows the first that has not."""
     differing = [
         (mine, tuple(theirs)) for mine, theirs in zip(source, runtime, strict=True) if mine.ids != tuple(theirs)
@@ -34,21 +35,25 @@ def check_tokens(source: Sequence[Encoding], runtime: Sequence[Sequence[int]]) -
     reason = ""
     if differing:
         mine, theirs = min(differing, key=lambda pair: len(pair[0].text))
-        reason = f"{len(differing)} of {len(source)} texts differ, the shortest: {first_difference(mine, theirs)}"
+        reason = (
+            f"{len(differing)} of {len(source)} texts differ, the shortest: {first_difference(mine, theirs, reader)}"
+        )
     return Check("tokens", not differing, value=len(differing), limit=0, reason=reason)
 
 
-def first_difference(source: Encoding, runtime: Sequence[int]) -> str:
-    """The text with both encodings, from where they part."""
+def first_difference(source: Encoding, runtime: Sequence[int], reader: str = LLAMA_CPP) -> str:
+    """The text with both encodings, from where they part; `reader` is the runtime's name."""
     pairs = zip(source.ids, runtime, strict=False)
     start = next((index for index, (mine, theirs) in enumerate(pairs) if mine != theirs), len(source.ids))
     start = min(start, len(runtime))
     text = source.text if len(source.text) <= 80 else source.text[:80] + "…"
     stretch = slice(start, start + SHOWN)
-    return f"{text!r} from token {start}: source {list(source.ids[stretch])}, llama.cpp {list(runtime[stretch])}"
+    return f"{text!r} from token {start}: source {list(source.ids[stretch])}, {reader} {list(runtime[stretch])}"
 
 
-def check_bos(contract: ChatContract, plain: Sequence[int], special: Sequence[int]) -> Check:
+def check_bos(
+    contract: ChatContract, plain: Sequence[int], special: Sequence[int], *, reader: str = LLAMA_CPP
+) -> Check:
     """A prompt gets BOS in the runtime exactly where it gets it in the source.
 
     Args:
@@ -56,7 +61,7 @@ def check_bos(contract: ChatContract, plain: Sequence[int], special: Sequence[in
     """
     wanted = [contract.bos_token_id] if contract.add_bos else []
     matches = list(special) == [*wanted, *plain]
-    reason = "" if matches else f"the source begins a chat with {wanted}, llama.cpp makes {special} of {plain}"
+    reason = "" if matches else f"the source begins a chat with {wanted}, {reader} makes {special} of {plain}"
     return Check(
         "bos", matches, value=str(list(special[: len(special) - len(plain)])), limit=str(wanted), reason=reason
     )

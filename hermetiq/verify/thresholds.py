@@ -10,6 +10,7 @@ models lose less (Llama-3-8B, in llama.cpp's `tools/perplexity/README.md`: Q8_0 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hermetiq.quantize.spec import Spec
@@ -48,7 +49,22 @@ GGUF: dict[str, Limits] = {
     **dict.fromkeys(("Q3_K_L", "Q3_K_M", "Q3_K_S"), THREE),
     "Q2_K": TWO,
 }
-LIMITS: dict[str, dict[str, Limits]] = {"gguf": GGUF}
+GRIDS: dict[int, tuple[Limits, Limits]] = {8: (EIGHT, SIX), 4: (FOUR, THREE), 3: (THREE, TWO), 2: (TWO, TWO)}
+"""By bits of a code: for groups of at most `FINE` columns, and for coarser ones."""
+FINE = 128
+
+
+def _by_grid(spec: Spec) -> Limits:
+    fine, coarse = GRIDS[spec.linear.bits]
+    return fine if (spec.linear.group_size or math.inf) <= FINE else coarse
+
+
+LIMITS: dict[str, Callable[[Spec], Limits]] = {
+    "gguf": lambda spec: GGUF[spec.recipe],
+    "gptq": _by_grid,
+    "awq": _by_grid,
+}
+"""By format."""
 
 SMALL_MODEL = 135_000_000
 """Weights of the model that the table was measured on."""
@@ -63,6 +79,6 @@ Rounding of activations and of the key-value cache takes 0.007 in a model of 135
 
 def limits_for(spec: Spec, *, weights: int, max_kl: float | None = None) -> Limits:
     """The limits of a type in a model of so many weights; `max_kl` (nats per token) replaces its KL limit."""
-    limits = LIMITS[spec.format][spec.recipe]
+    limits = LIMITS[spec.format](spec)
     share = min(1.0, max(LARGE_MODEL_SHARE, math.sqrt(SMALL_MODEL / weights)))
     return replace(limits, kl=limits.kl * share if max_kl is None else max_kl)
