@@ -16,7 +16,7 @@ from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe
 
 from . import bits as stream
-from .packed import Malformed, Part, groups_in_order, matrix, require
+from .packed import Malformed, Part, groups_in_order, matrix, require_layout, require_steps
 
 BITS: Final = 4
 NIBBLES: Final = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -54,16 +54,28 @@ def pack(linear: QuantizedLinear, recipe: LinearRecipe, bias: Tensor | None = No
     return tensors if bias is None else tensors | {"bias": bias.to(torch.float16).contiguous()}
 
 
-def unpack(tensors: Mapping[str, Tensor], group_size: int | None) -> QuantizedLinear:
+def shape_of(tensors: Mapping[str, Tensor], *, group_size: int | None) -> tuple[int, int]:
+    """(out, in) of a stored layer. Only shapes and types are looked at, so the tensors may be of the `meta` device.
+
+    Raises:
+        Malformed: a part is missing, or has another shape or type than `layout` says.
+    """
+    width, words = matrix(tensors, "qweight")
+    group = group_size or width
+    if width % group:
+        raise Malformed("qweight", f"{width} rows", f"a multiple of the group size, {group}")
+    require_layout(tensors, layout((words * 8, width), width // group))
+    return words * 8, width
+
+
+def unpack(tensors: Mapping[str, Tensor], *, group_size: int | None) -> QuantizedLinear:
     """Read a layer's stored tensors, whichever tool wrote them; parts that `layout` does not name are left alone.
 
     Raises:
         Malformed: a part is missing or makes no sense.
     """
-    width, words = matrix(tensors, "qweight")
-    if width % (group_size or width):
-        raise Malformed("qweight", f"{width} rows", f"a multiple of the group size, {group_size}")
-    require(tensors, layout((words * 8, width), width // (group_size or width)))
+    _, width = shape_of(tensors, group_size=group_size)
+    require_steps(tensors["scales"])
     return QuantizedLinear(
         codes=_unpack(tensors["qweight"]).T.contiguous(),
         scales=tensors["scales"],

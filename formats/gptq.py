@@ -19,7 +19,7 @@ from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe
 
 from . import bits as stream
-from .packed import Malformed, Part, groups_in_order, matrix, require
+from .packed import Malformed, Part, groups_in_order, matrix, require_layout, require_steps
 
 WIDTHS: Final = (2, 3, 4, 8)
 """Bits of a code that readers of the format know."""
@@ -58,17 +58,14 @@ def pack(linear: QuantizedLinear, recipe: LinearRecipe, bias: Tensor | None = No
     return tensors if bias is None else tensors | {"bias": bias.to(torch.float16).contiguous()}
 
 
-def unpack(
-    tensors: Mapping[str, Tensor], bits: int, zero_offset: int, *, group_size: int | None = None
-) -> QuantizedLinear:
-    """Read a layer's stored tensors, whichever tool wrote them; parts that `layout` does not name are left alone.
+def shape_of(tensors: Mapping[str, Tensor], bits: int, *, group_size: int | None = None) -> tuple[int, int]:
+    """(out, in) of a stored layer. Only shapes and types are looked at, so the tensors may be of the `meta` device.
 
     Args:
-        zero_offset: of the artifact's version, see `ZERO_OFFSETS`.
         group_size: columns of a group where `g_idx` is not stored; None for one group.
 
     Raises:
-        Malformed: a part is missing or makes no sense.
+        Malformed: a part is missing, or has another shape or type than `layout` says.
         ValueError: `bits` is none of `WIDTHS`.
     """
     if bits not in WIDTHS:
@@ -77,14 +74,31 @@ def unpack(
     width = words * 32 // bits
     if width % stream.period(bits):
         raise Malformed("qweight", f"{words} rows", f"whole runs of {stream.period(bits)} codes")
-    if "g_idx" in tensors:
-        groups, _ = matrix(tensors, "scales")
-    else:
-        in_order = groups_in_order(width, group_size or width, tensors["qweight"].device)
-        tensors, groups = {**tensors, "g_idx": in_order}, int(in_order[-1]) + 1
-    require(tensors, layout((height, width), bits, groups))
-    group_of = tensors["g_idx"]
-    if not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
+    groups = matrix(tensors, "scales")[0] if "g_idx" in tensors else -(-width // (group_size or width))
+    parts = layout((height, width), bits, groups)
+    require_layout(tensors, {name: part for name, part in parts.items() if name != "g_idx" or name in tensors})
+    return height, width
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], bits: int, zero_offset: int, *, group_size: int | None = None
+) -> QuantizedLinear:
+    """Read a layer's stored tensors, whichever tool wrote them; parts that `layout` does not name are left alone.
+
+    Args:
+        zero_offset: of the artifact's version, see `ZERO_OFFSETS`.
+        group_size: as for `shape_of`.
+
+    Raises:
+        Malformed: a part is missing or makes no sense.
+        ValueError: `bits` is none of `WIDTHS`.
+    """
+    _, width = shape_of(tensors, bits, group_size=group_size)
+    require_steps(tensors["scales"])
+    groups, group_of = len(tensors["scales"]), tensors.get("g_idx")
+    if group_of is None:
+        group_of = groups_in_order(width, group_size or width, tensors["qweight"].device)
+    elif not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
         raise Malformed("g_idx", f"groups {int(group_of.min())} to {int(group_of.max())}", f"0 to {groups - 1}")
     return QuantizedLinear(
         codes=stream.unpack(tensors["qweight"], bits, axis=0).T.contiguous(),

@@ -46,11 +46,11 @@ def matrix(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def require(tensors: Mapping[str, Tensor], layout: Mapping[str, Part]) -> None:
-    """Hold stored parts against a layout that has `scales`; those may be of any float type.
+def require_layout(tensors: Mapping[str, Tensor], layout: Mapping[str, Part]) -> None:
+    """Hold the shapes and types of stored parts against a layout; scales may be of any float type.
 
     Raises:
-        Malformed: a part is missing, or has another shape or type; scales are zero or not finite.
+        Malformed: a part is missing, or has another shape or type.
     """
     for name, part in layout.items():
         if name not in tensors:
@@ -61,7 +61,17 @@ def require(tensors: Mapping[str, Tensor], layout: Mapping[str, Part]) -> None:
         types = FLOATS if name == "scales" else (part.dtype,)
         if tensor.dtype not in types:
             raise Malformed(name, f"{tensor.dtype}", " or ".join(map(str, types)))
-    unusable = ~tensors["scales"].isfinite() | (tensors["scales"] == 0)
+
+
+def require_steps(
+    scales: Tensor,  # (groups, out)
+) -> None:
+    """Hold the values of scales against what a grid needs.
+
+    Raises:
+        Malformed: some are zero or not finite.
+    """
+    unusable = ~scales.isfinite() | (scales == 0)
     if count := int(unusable.sum()):
         raise Malformed("scales", f"{count} of {unusable.numel()} zero, NaN or infinite", "finite steps between codes")
 

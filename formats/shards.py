@@ -26,13 +26,14 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 SHARD: Final = 5_000_000_000
 """Bytes of tensors in a file at most, as transformers has it, unless one tensor is larger."""
-_DTYPES: Final = {
+DTYPES: Final = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int32: "I32",
     torch.int16: "I16",
 }
+"""Names of types in the header."""
 _ALIGNMENT: Final = 8
 """Of the header's length, so that tensors can be mapped."""
 
@@ -103,7 +104,7 @@ def header(planned: Sequence[PlannedTensor]) -> bytes:
     start = 0
     for tensor in planned:
         offsets = [start, start + tensor.bytes]
-        entries[tensor.name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        entries[tensor.name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         start += tensor.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

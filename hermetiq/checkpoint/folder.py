@@ -23,7 +23,7 @@ from .families import parse_config
 from .identity import folder_digest
 from .shards import INDEX, SINGLE, listed, load_tensor, read_tensors
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json")
 _QUANTIZED_PARTS = frozenset(
     {
@@ -45,7 +45,7 @@ class FolderCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path) -> None:
-        contents = _read(folder)
+        contents = read_folder(folder)
         errors = [each for each in contents.findings if each.severity == "error"]
         if contents.model is None or errors:
             raise Refusal(*errors)
@@ -73,7 +73,7 @@ def scan(folder: Path) -> tuple[Finding, ...]:
     Raises:
         HermetiqError: the model is of no supported family, so there is nothing to hold it against.
     """
-    return _read(folder).findings
+    return read_folder(folder).findings
 
 
 def remote_code(documents: Mapping[str, Mapping[str, Any]]) -> tuple[Finding, ...]:
@@ -100,7 +100,7 @@ def quantized(
     packed = {
         name: info
         for name, info in tensors.items()
-        if info.dtype not in _FLOATS or not _QUANTIZED_PARTS.isdisjoint(name.split("."))
+        if info.dtype not in FLOATS or not _QUANTIZED_PARTS.isdisjoint(name.split("."))
     }
     if packed:
         found = listed(f"{name} ({info.dtype})" for name, info in packed.items())
@@ -137,7 +137,9 @@ def mismatches(model: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[F
 
 
 @dataclass(frozen=True)
-class _Contents:
+class Contents:
+    """What is in a model folder before its weights are read, and what is wrong with it."""
+
     documents: Mapping[str, Mapping[str, Any]]
     templates: Mapping[str, str]
     provenance: Provenance
@@ -146,7 +148,7 @@ class _Contents:
     findings: tuple[Finding, ...]
 
 
-def _read(folder: Path) -> _Contents:
+def read_folder(folder: Path) -> Contents:
     """Everything but the weights, with all findings on the way."""
     documents, findings = read_documents(folder)
     model, wrong_config = _read_model(folder, documents)
@@ -162,7 +164,7 @@ def _read(folder: Path) -> _Contents:
         # Of a quantized or broken set every name would be wrong, which tells nobody anything.
         findings += mismatches(model, tensors)
     findings += (*wrong_templates, *wrong_card)
-    return _Contents(documents, templates, provenance, tensors, model, findings)
+    return Contents(documents, templates, provenance, tensors, model, findings)
 
 
 def _read_model(

@@ -11,6 +11,7 @@ from .adapter import AdapterCheckpoint
 from .base import Checkpoint
 from .folder import FolderCheckpoint
 from .hub import is_hub_id, snapshot
+from .packed import PackedCheckpoint, is_packed
 from .shards import PICKLES, listed
 
 
@@ -23,7 +24,8 @@ def open_checkpoint(
     """Open a model without reading its weights.
 
     Args:
-        path: a model folder, a `.gguf` file, or the Hub id ORG/NAME where no such path exists here.
+        path: a model folder, a `.gguf` file, or the Hub id ORG/NAME where no such path exists here. A folder that GPTQ
+            or AWQ packed is read as the weights it stands for.
         adapter: a LoRA in peft's layout, as a folder or a Hub id, to merge into it.
         revision: branch, tag or commit of a Hub id.
 
@@ -32,7 +34,7 @@ def open_checkpoint(
         Refusal: the source breaks a rule that makes it unusable.
     """
     source = _locate(path, revision)
-    base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else FolderCheckpoint(_model(source))
+    base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else _open_folder(_model(source))
     return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None), "of a LoRA"))
 
 
@@ -76,6 +78,10 @@ def _model(path: Path) -> Path:
         names = listed(sorted(str(file.relative_to(folder)) for file in files))
         raise HermetiqError("a folder of GGUF files, not of a model", where=str(path), remedy=f"give one: {names}")
     raise HermetiqError("nothing of a model in this folder", where=str(path), remedy="give the folder of config.json")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    return PackedCheckpoint(folder) if is_packed(folder) else FolderCheckpoint(folder)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

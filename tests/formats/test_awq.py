@@ -20,7 +20,7 @@ def test_tensors_are_those_of_the_slow_twin_and_read_back(shape: tuple[int, int]
     tensors = awq.pack(layer, RECIPE)
     words, zeros = awq_bytes.packed(layer.codes.T.tolist()), awq_bytes.packed(layer.zeros.tolist())
     assert (tensors["qweight"].tolist(), tensors["qzeros"].tolist()) == (words, zeros)
-    found = awq.unpack(tensors, 32)
+    found = awq.unpack(tensors, group_size=32)
     assert torch.equal(found.codes, layer.codes)
     assert torch.equal(found.zeros, layer.zeros)
     assert found.dequantize().tolist() == awq_bytes.dequantized(words, zeros, layer.scales.tolist(), 32)
@@ -66,7 +66,7 @@ def test_what_the_format_has_no_place_for_is_refused() -> None:
 def test_what_is_malformed_is_named_by_its_part(part: str, tensor: torch.Tensor, message: str) -> None:
     tensors = awq.pack(quantized((40, 96), RECIPE), RECIPE)
     with pytest.raises(Malformed, match=message) as malformed:
-        awq.unpack(tensors | {part: tensor}, 32)
+        awq.unpack(tensors | {part: tensor}, group_size=32)
     assert malformed.value.part == part
 
 
