@@ -1,0 +1,1 @@
+"""The packages that people quantize with otherwise, each in an environment of its own under `.peers/`."""
