@@ -18,7 +18,6 @@ from hermetiq.quantize.spec import LinearRecipe, Spec
 from hermetiq.rules import finding
 
 from . import awq, gptq
-from .bits import period
 from .packed import Part
 from .shards import PlannedTensor
 
@@ -90,10 +89,8 @@ def layout(spec: Spec, shape: Shape) -> dict[str, Part]:
 @dataclass(frozen=True)
 class _Format:
     layout: Callable[[Shape, LinearRecipe], dict[str, Part]]
-    multiples: Callable[[int], Shape]
-    """What a layer's (out, in) must be multiples of, so that codes of so many bits fill whole words."""
-    widths: tuple[int, ...]
-    """Bits that a recipe can name."""
+    multiples: Shape
+    """What (out, in) of a layer and of each GPU's share of it must be multiples of."""
     group_sizes: tuple[int, ...]
     """Group sizes that a recipe can name."""
     explicit_head: bool
@@ -103,15 +100,13 @@ class _Format:
 _FORMATS: Final = {
     "gptq": _Format(
         layout=lambda shape, recipe: gptq.layout(shape, recipe.bits, recipe.groups(shape[1])),
-        multiples=lambda bits: (period(bits), period(bits)),
-        widths=gptq.WIDTHS,
+        multiples=(32, 32),  # Eight would do for 4 bits, but readers reserve words for whole runs of 32 codes.
         group_sizes=(32, 64, 128, 256),
         explicit_head=True,
     ),
     "awq": _Format(
         layout=lambda shape, recipe: awq.layout(shape, recipe.groups(shape[1])),
-        multiples=lambda bits: (8, 1),
-        widths=(awq.BITS,),
+        multiples=(8, 1),
         group_sizes=(32, 64, 128),
         explicit_head=False,
     ),
@@ -137,14 +132,11 @@ def _misfits(model: ModelConfig, spec: Spec) -> Iterator[Finding]:
     layers = {name: shape for name, shape in linears(model).items() if name.startswith("model.layers.0.")}
     widths = [width for _, width in layers.values()]
     sizes = [f"g{size}" for size in format.group_sizes if all(width % size == 0 for width in widths)]
-    bits = [f"{bits}bit" for bits in format.widths if all(_packs(spec, shape, bits) for shape in layers.values())]
     for name, (height, width) in layers.items():
         if recipe.group_size and width % recipe.group_size:
             yield _misfit(name, f"rows of {width}", f"a multiple of the group size, {recipe.group_size}", sizes)
-        if not _packs(spec, (height, width), recipe.bits):
-            out, into = format.multiples(recipe.bits)
-            expected = f"multiples of ({out}, {into}), which fill whole words with {recipe.bits} bits each"
-            yield _misfit(name, f"shape ({height}, {width})", expected, bits)
+        if not _packs(spec, (height, width)):
+            yield _misfit(name, f"shape {(height, width)}", f"multiples of {format.multiples}, to fill whole words", ())
 
 
 def _misfit(name: str, found: str, expected: str, fitting: Iterable[str]) -> Finding:
@@ -153,9 +145,8 @@ def _misfit(name: str, found: str, expected: str, fitting: Iterable[str]) -> Fin
     return finding("group-shape", file="config.json", field=name, found=found, expected=expected, repair=repair)
 
 
-def _packs(spec: Spec, shape: Shape, bits: int) -> bool:
-    multiples = _FORMATS[spec.format].multiples(bits)
-    return all(size % multiple == 0 for size, multiple in zip(shape, multiples, strict=True))
+def _packs(spec: Spec, shape: Shape) -> bool:
+    return all(size % multiple == 0 for size, multiple in zip(shape, _FORMATS[spec.format].multiples, strict=True))
 
 
 def _unsplit(model: ModelConfig, spec: Spec, gpus: int) -> Iterator[str]:
@@ -178,5 +169,5 @@ def _unsplit(model: ModelConfig, spec: Spec, gpus: int) -> Iterator[str]:
         grouped = (
             not by_input or shares == 1 or (recipe.order != "actorder" and share[1] % (recipe.group_size or 1) == 0)
         )
-        if count % shares or not grouped or not _packs(spec, share, recipe.bits):
+        if count % shares or not grouped or not _packs(spec, share):
             yield kind

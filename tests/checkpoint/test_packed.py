@@ -19,6 +19,9 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.folder import FolderCheckpoint
 from hermetiq.checkpoint.packed import PackedCheckpoint
 from hermetiq.errors import Refusal
+from hermetiq.formats import awq, gptq
+from hermetiq.formats.linear_plan import linears, plan
+from hermetiq.formats.shards import write_shards
 from hermetiq.pipeline import prepare
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import Spec, parse
@@ -132,6 +135,28 @@ def assert_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
 def test_packed_layers_are_read_as_the_weights_they_stand_for(spec: str, plain: Path, tmp_path: Path) -> None:
     model = packed_model(plain, tmp_path / "packed", parse(spec))
     assert_weights(model.folder, model.weights)
+
+
+@pytest.mark.parametrize("text", ["gptq:3bit-g32-asym-actorder", "awq:4bit-g32"])
+def test_a_folder_of_our_own_writers_is_read_back(text: str, plain: Path, tmp_path: Path) -> None:
+    spec, folder = parse(text), copy_of(plain, tmp_path / "ours")
+    source = open_checkpoint(plain)
+    pack, config = {
+        "gptq": (gptq.pack, gptq.config(spec.linear, damp_percent=0.01)),
+        "awq": (awq.pack, awq.config(spec.linear)),
+    }[spec.format]
+    layers = {module: quantized(shape, spec.linear) for module, shape in linears(source.model).items()}
+    packed = {
+        f"{module}.{part}": tensor
+        for module, layer in layers.items()
+        for part, tensor in pack(layer, spec.linear).items()
+    }
+    (folder / WEIGHTS).unlink()
+    tensors = plan(source.model, spec).tensors
+    write_shards(folder, tensors, lambda name: packed[name] if name in packed else source.load(name), max_bytes=50_000)
+    edit_json(folder / "config.json", quantization_config=config)
+    weights = {name: source.load(name) for name in source.tensors if not name.endswith("_proj.weight")}
+    assert_weights(folder, weights | {f"{module}.weight": layer.dequantize() for module, layer in layers.items()})
 
 
 def test_the_walk_reads_it_like_the_float_model_it_stands_for(model: Model) -> None:
