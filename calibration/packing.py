@@ -10,7 +10,6 @@ import hashlib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
 
 import numpy as np
 
@@ -112,8 +111,10 @@ def pack(
     ]
     packed: list[list[_Piece]] = []
     longest = row_tokens // 2
-    for _ in range(int(rows * SHORT_SHARE) if longest >= SHORTEST_ROW else 0):
-        length = round(exp(draw.uniform(log(SHORTEST_ROW), log(longest))))
+    shorts = int(rows * SHORT_SHARE) if longest >= SHORTEST_ROW else 0
+    for number in range(shorts):
+        # Drawn from one of as many equal steps each, so that few rows are spread as evenly as many.
+        length = round(SHORTEST_ROW * (longest / SHORTEST_ROW) ** ((number + draw.random()) / shorts))
         short = _take_short(pieces, length, longest, bos_id)
         if short is not None:
             packed.append([short])
