@@ -1,10 +1,10 @@
 """Statistics added up batch by batch, and how precisely products are computed while that happens.
 
-The Gram matrix XᵀX is as much work as the forward pass itself, so what it costs decides what calibration costs. Only its
-upper triangle is computed, in panels. Where the machine has units that round the factors and add in float32 (bfloat16
-on CPUs with AMX, TF32 on CUDA), they are used for both: on SmolLM2, rounding the activations to bfloat16 moves the
-diagonal by at most 0.4 % and the factor that solvers make of the matrix by 0.3 %, less than another hundred rows would.
-Without such units nothing changes: float32 stays float32.
+The Gram matrix XᵀX is as much work as the forward pass itself, so what it costs decides what calibration costs. Only
+its upper triangle is computed, in panels. Where the machine has units that round the factors and add in float32
+(bfloat16 on CPUs with AMX, TF32 on CUDA), they are used for both: on SmolLM2, rounding the activations to bfloat16 moves
+the diagonal by at most 0.4 % and the factor that solvers make of the matrix by 0.3 %. Without such units nothing
+changes: float32 stays float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Precision = Literal["auto", "float32"]
 """`auto`: float32 products on faster units, where the machine has them. `float32`: as exact as float32 is."""
 
 _PANEL = 192
-"""Rows of the Gram matrix computed at once, or an eighth of all. Less would waste less below the diagonal, on smaller products."""
+"""Rows of the Gram matrix computed at once, or an eighth of all: fewer waste less, in smaller products."""
 
 
 class Sums:
