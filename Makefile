@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-gpu check bench dist clean
+.PHONY: demo test test-gpu test-runtimes check bench dist clean
 
 .venv/base: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,9 @@ test: .venv/dev  ## every test
 
 test-gpu: .venv/dev  ## solvers and walk on CUDA; says so where there is none
 	$(BIN)/pytest -q -m gpu
+
+test-runtimes: .venv/dev  ## artifacts in auto-gptq, autoawq, gptqmodel and transformers; installs them into .cache
+	$(BIN)/pytest -q -m runtimes
 
 check: .venv/dev  ## lint, types, layout
 	$(BIN)/ruff check .

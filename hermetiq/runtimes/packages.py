@@ -114,6 +114,8 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": count,
+        # Waiting threads sleep: spinning, two busy programs slow each other tenfold.
+        "OMP_WAIT_POLICY": "PASSIVE",
         # Compiling takes a minute and a C++ compiler, and changes nothing but speed.
         "TORCHDYNAMO_DISABLE": "1",
         # gptqmodel starts eight workers however few cores there are, and then waits for itself.

@@ -1,0 +1,165 @@
+"""The proof by somebody else's reader: a package that people load the format with, asked about the artifact itself.
+
+This goes around the walks. `observe` asks the package everything in one go; once our own reader has walked the artifact
+and the source has walked the package's answers, `agreement` and `stops` hold them against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hermetiq.errors import CheckFailed
+from hermetiq.manifest import Check
+from hermetiq.progress import Ticker, silent
+from hermetiq.runtimes.environments import runtime
+from hermetiq.runtimes.llama_cpp import Generation
+from hermetiq.runtimes.packages import Answers, Question, ask
+
+from . import judge, parity
+from .fidelity import logprobs
+from .judge import Findings
+from .observe import ANSWER_TOKENS, spread
+from .reading import Reading
+from .reference import Reference
+from .smoke import Answer
+from .thresholds import Limits
+
+ENDS_ASKED = 16
+"""Turn ends at which the package's logits are compared with ours."""
+EXACT = 0.005
+HALF = 0.25
+"""Largest difference of a logit: of two computations in float32, and of one that rounds to float16 after every step.
+
+SmolLM2-135M differs by 0.0001 and by 0.08 to 0.18; another zero-point, order or grouping by several units."""
+AGREEMENT = {"auto-gptq": EXACT, "autoawq": HALF, "gptqmodel": HALF, "transformers": HALF}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a package says of one artifact."""
+
+    runtime: str
+    findings: Findings
+    """What needs no walk: whether it runs, its tokens, its stops."""
+    answers: tuple[Answer, ...] = ()
+    """To the smoke prompts; empty where it does not run."""
+    logits: tuple[tuple[int, Tensor], ...] = ()
+    """Index into `Reference.ends`, and the logits (vocabulary,) of what follows, in float32."""
+
+
+def reads(name: str, format: str) -> bool:
+    """Whether the runtime reads the format.
+
+    Raises:
+        HermetiqError: no such runtime.
+    """
+    return format in runtime(name).formats
+
+
+def observe(
+    name: str,
+    folder: Path,
+    asked: Reference,
+    decode: Callable[[Sequence[int]], str],  # by the source's tokenizer
+    tick: Ticker = silent,
+) -> Observed:
+    """Load the artifact in `folder` with the runtime `name` and ask it everything.
+
+    Raises:
+        HermetiqError: the package cannot be installed here.
+    """
+    ends = spread(len(asked.ends), ENDS_ASKED)
+    question = Question(
+        rows=asked.rows,
+        positions=[asked.ends[index] for index in ends],
+        prompts=[prompt.ids for prompt in asked.smoke],
+        texts=[encoding.text for encoding in asked.texts],
+        max_tokens=ANSWER_TOKENS,
+    )
+    try:
+        told = ask(name, folder, question, tick=tick)
+    except CheckFailed as error:
+        return Observed(name, Findings((Check(name, False, "failed", "runs", error.what),)))
+    return Observed(
+        name,
+        Findings((Check(name, True, "runs", "runs"),)) + _named(name, _stops(asked, told) + _tokens(name, asked, told)),
+        answers=_answers(asked, told, decode),
+        logits=tuple(zip(ends, torch.from_numpy(told.logits), strict=True)),
+    )
+
+
+def agreement(seen: Observed, asked: Reference, artifact: Reading) -> Findings:
+    """The package and our own reader compute the same logits; where they do not, one of them misreads the artifact."""
+    limit = AGREEMENT[seen.runtime]
+    differences, divergences = [], []
+    for index, theirs in seen.logits:
+        row, position = asked.ends[index]
+        ours = artifact.logits(artifact.states[row][position : position + 1])
+        if ours.shape[1] != len(theirs):
+            reason = f"{seen.runtime} has {len(theirs)} rows of vocabulary, our reader {ours.shape[1]}"
+            return _named(seen.runtime, Findings((Check("agreement", False, "incomparable", limit, reason),)))
+        mine, other = logprobs(ours)[0], logprobs(theirs[None])[0]
+        differences.append((ours[0] - theirs).abs().max())
+        divergences.append((mine.exp() * (mine - other)).sum())
+    if not differences:
+        return Findings()
+    largest, kl = float(torch.stack(differences).max()), float(torch.stack(divergences).mean())
+    # Written so that NaN fails.
+    passed = largest <= limit
+    reason = "" if passed else f"{seen.runtime} computes another model than our reader, by a KL of {kl:.2g} nats"
+    check = Check("agreement", passed, f"{largest:.2g}", limit, reason)
+    figures = {"logit_difference": largest, "kl": kl}
+    finite = {figure: value for figure, value in figures.items() if math.isfinite(value)}
+    return _named(seen.runtime, Findings((check,), finite))
+
+
+def stops(
+    seen: Observed,
+    asked: Reference,
+    source: Reading,  # of each answer, in their order
+    limits: Limits,
+    decode: Callable[[Sequence[int]], str],
+) -> Findings:
+    """Chats that the package generates end where the source would end them, by the artifact's own list of stops."""
+    if not seen.answers:
+        return Findings()
+    return _named(seen.runtime, judge.smoke_findings(seen.answers, asked, source, limits, decode))
+
+
+def _named(name: str, found: Findings) -> Findings:
+    """The same under the runtime's name, so that they stand beside those of our own reader."""
+    return Findings(
+        tuple(replace(check, name=f"{name}-{check.name}") for check in found.checks),
+        {f"{name}_{figure}": value for figure, value in found.figures.items()},
+        found.notes,
+    )
+
+
+def _stops(asked: Reference, told: Answers) -> Findings:
+    found, wanted = sorted(told.stops), sorted(asked.contract.stop_ids)
+    reason = "" if found == wanted else "the package takes another list of stops from the artifact's files"
+    return Findings((Check("stop-ids", found == wanted, str(found), str(wanted), reason),))
+
+
+def _tokens(name: str, asked: Reference, told: Answers) -> Findings:
+    """Tokens by the package's own transformers; one that is too old for the tokenizer is told, and fails nothing."""
+    if told.tokens is None:
+        return Findings(
+            notes=(f"{name} does not read the tokenizer, its ids must be made elsewhere: {told.tokenizer_error}",)
+        )
+    return Findings((parity.check_tokens(asked.texts, told.tokens, reader=name),))
+
+
+def _answers(asked: Reference, told: Answers, decode: Callable[[Sequence[int]], str]) -> tuple[Answer, ...]:
+    found = []
+    for prompt, ids in zip(asked.smoke, told.continuations, strict=True):
+        stopped = bool(ids) and ids[-1] in told.stops
+        generation = Generation(ids, decode(ids[:-1] if stopped else ids), stopped)
+        found.append(Answer(str(prompt.messages[-1]["content"]), prompt.ids, generation))
+    return tuple(found)
