@@ -63,7 +63,7 @@ def require_same_model(source: Checkpoint, folder: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert theirs.eos_token == before.terminator
     assert theirs.chat_template == before.template
-    texts = parity_strings([tag.text for tag in before.tags], [])[::4]
+    texts = parity_strings([tag.text for tag in before.tags], [])[::10]
     expected = [source.tokenizer.encode(text) for text in texts]
     assert [artifact.tokenizer.encode(text) for text in texts] == expected
     assert [theirs.encode(text, add_special_tokens=False) for text in texts] == expected
@@ -96,8 +96,8 @@ def test_a_gguf_source_gets_all_files(tmp_path: Path) -> None:
     assert set(names.split()) <= documents(source)["tokenizer_config.json"].keys()
 
 
-def test_the_same_arguments_give_the_same_bytes(hermes: Path) -> None:
-    source = open_checkpoint(hermes)
+def test_the_same_arguments_give_the_same_bytes(bpe: Path) -> None:
+    source = open_checkpoint(bpe)
     contract = derive(source)
     assert companions(source, contract, FRAGMENT) == companions(source, contract, FRAGMENT)
 
@@ -110,8 +110,8 @@ def test_what_needs_no_change_keeps_its_bytes(hermes: Path) -> None:
     assert json.loads(files["added_tokens.json"]) == json.loads((hermes / "added_tokens.json").read_text())
 
 
-def test_both_generations_of_transformers_read_the_configuration(hermes: Path, tmp_path: Path) -> None:
-    source = copy_of(hermes, tmp_path / "m")
+def test_both_generations_of_transformers_read_the_configuration(bpe: Path, tmp_path: Path) -> None:
+    source = copy_of(bpe, tmp_path / "m")
     config = json.loads((source / "config.json").read_text())
     del config["rope_theta"], config["torch_dtype"], config["architectures"]
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
@@ -121,15 +121,15 @@ def test_both_generations_of_transformers_read_the_configuration(hermes: Path, t
     assert made["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert made["rope_parameters"] == rope
     assert made["dtype"] == made["torch_dtype"] == "float16"
-    assert made["architectures"] == ["MistralForCausalLM"]
+    assert made["architectures"] == ["Qwen2ForCausalLM"]
     assert made["quantization_config"] == FRAGMENT
     assert transformers.AutoConfig.for_model(**made).rope_parameters == rope
 
 
-def test_old_readers_of_gptq_find_the_settings_beside(hermes: Path) -> None:
-    assert documents(hermes)["quantize_config.json"] == FRAGMENT
-    assert "quantize_config.json" not in documents(hermes, {"quant_method": "awq"})
-    assert "quantization_config" not in documents(hermes, {})["config.json"]
+def test_old_readers_of_gptq_find_the_settings_beside(bpe: Path) -> None:
+    assert documents(bpe)["quantize_config.json"] == FRAGMENT
+    assert "quantize_config.json" not in documents(bpe, {"quant_method": "awq"})
+    assert "quantization_config" not in documents(bpe, {})["config.json"]
 
 
 def test_stops_and_sampling_defaults_travel(bpe: Path, tmp_path: Path) -> None:
@@ -142,14 +142,18 @@ def test_stops_and_sampling_defaults_travel(bpe: Path, tmp_path: Path) -> None:
     assert "_from_model_config" not in generation
 
 
-def test_a_lost_generation_config_is_restored(hermes: Path, tmp_path: Path) -> None:
-    source = copy_of(hermes, tmp_path / "m")
+def test_a_lost_generation_config_is_restored(bpe: Path, tmp_path: Path) -> None:
+    source = copy_of(bpe, tmp_path / "m")
     (source / "generation_config.json").unlink()
-    assert documents(source)["generation_config.json"] == {"bos_token_id": 1, "eos_token_id": 32000}
+    assert documents(source)["generation_config.json"] == {
+        "bos_token_id": 800,
+        "eos_token_id": 802,
+        "pad_token_id": 800,
+    }
 
 
-def test_a_template_in_one_place_comes_out_in_both(hermes: Path, tmp_path: Path) -> None:
-    source = copy_of(hermes, tmp_path / "m")
+def test_a_template_in_one_place_comes_out_in_both(bpe: Path, tmp_path: Path) -> None:
+    source = copy_of(bpe, tmp_path / "m")
     template = json.loads((source / "tokenizer_config.json").read_text())["chat_template"]
     edit_json(source / "tokenizer_config.json", chat_template=None)
     (source / "chat_template.jinja").write_text(template + "\n{# é #}")
@@ -159,8 +163,8 @@ def test_a_template_in_one_place_comes_out_in_both(hermes: Path, tmp_path: Path)
     assert json.loads(files["tokenizer_config.json"])["chat_template"] == template + "\n{# é #}"
 
 
-def test_further_templates_of_a_list_are_kept(hermes: Path, tmp_path: Path) -> None:
-    source = copy_of(hermes, tmp_path / "m")
+def test_further_templates_of_a_list_are_kept(bpe: Path, tmp_path: Path) -> None:
+    source = copy_of(bpe, tmp_path / "m")
     template = json.loads((source / "tokenizer_config.json").read_text())["chat_template"]
     tools = {"name": "tool_use", "template": "{{ tools }}"}
     edit_json(source / "tokenizer_config.json", chat_template=[tools, {"name": "default", "template": template + "\n"}])
@@ -169,8 +173,8 @@ def test_further_templates_of_a_list_are_kept(hermes: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["TokenizersBackend", "LlamaTokenizer", None])
-def test_the_class_is_one_that_every_reader_knows(hermes: Path, tmp_path: Path, name: str | None) -> None:
-    source = copy_of(hermes, tmp_path / "m")
+def test_the_class_is_one_that_every_reader_knows(bpe: Path, tmp_path: Path, name: str | None) -> None:
+    source = copy_of(bpe, tmp_path / "m")
     edit_json(source / "tokenizer_config.json", tokenizer_class=name)
     made = documents(source)["tokenizer_config.json"]
     assert made["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -237,8 +241,8 @@ def described(text: str) -> dict[str, Any]:
     return {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 
 
-def test_nothing_personal_and_no_code_travels(hermes: Path, tmp_path: Path) -> None:
-    folder = copy_of(hermes, tmp_path / "m")
+def test_nothing_personal_and_no_code_travels(bpe: Path, tmp_path: Path) -> None:
+    folder = copy_of(bpe, tmp_path / "m")
     edit_json(folder / "config.json", _name_or_path="/home/somebody/secret")
     checkpoint = open_checkpoint(folder)
     # What opening refuses in a folder must not come through another kind of checkpoint, either.
@@ -248,8 +252,8 @@ def test_nothing_personal_and_no_code_travels(hermes: Path, tmp_path: Path) -> N
     assert "auto_map" not in made["tokenizer_config.json"]
 
 
-def test_the_licence_travels(hermes: Path, tmp_path: Path) -> None:
-    folder = copy_of(hermes, tmp_path / "m")
+def test_the_licence_travels(bpe: Path, tmp_path: Path) -> None:
+    folder = copy_of(bpe, tmp_path / "m")
     (folder / "LICENSE.txt").write_bytes(b"mine\r\n")
     (folder / "license_notes.py").write_bytes(b"print()")
     checkpoint = open_checkpoint(folder)

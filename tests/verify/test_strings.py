@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from hermetiq.errors import HermetiqError
-from hermetiq.quantize.spec import GGUF_RECIPES, parse
+from hermetiq.quantize.spec import FORMATS, GGUF_RECIPES, parse
 from hermetiq.verify.strings import MINIMUM, decomposed_strings, parity_strings
 from hermetiq.verify.thresholds import GGUF, limits_for
 
@@ -70,3 +70,14 @@ def test_larger_models_may_lose_less(weights: int, share: float) -> None:
     limits = limits_for(parse("gguf:Q4_K_M"), weights=weights)
     assert limits.kl == pytest.approx(GGUF["Q4_K_M"].kl * share)
     assert astuple(limits)[1:] == astuple(GGUF["Q4_K_M"])[1:]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_spec_has_limits_and_fewer_bits_or_coarser_groups_may_lose_more(format: str) -> None:
+    ladders = {
+        "gguf": [f"gguf:{recipe}" for recipe in ("F32", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K")],
+        "gptq": [f"gptq:{recipe}" for recipe in ("8bit-g32", "4bit-g128-asym-v2", "4bit-channel-actorder", "2bit-g64")],
+        "awq": ["awq:4bit-g32"],
+    }
+    limits = [limits_for(parse(spec), weights=135_000_000).kl for spec in ladders[format]]
+    assert sorted(set(limits)) == limits
