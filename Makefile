@@ -38,7 +38,9 @@ check: .venv/dev  ## lint, types, layout
 	$(BIN)/mypy -p hermetiq
 	$(BIN)/pytest -q tests/test_house.py
 
-bench: .venv/dev  ## side-by-side figures against the two-step way; needs 40 GB of disk and about half an hour
+bench: .venv/dev  ## side-by-side figures against what people use otherwise; needs 40 GB of disk and hours of an idle machine
+	$(BIN)/python -m benchmarks.quantize
+	$(BIN)/python -m benchmarks.walk
 	$(BIN)/python -m benchmarks.export
 
 dist: .venv/dev  ## sdist, the wheel from it, and --help from elsewhere

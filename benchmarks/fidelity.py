@@ -57,11 +57,6 @@ class Figures:
     """Over which KL, perplexity and top-1 agreement are taken."""
     ends: int
 
-    @property
-    def shift(self) -> float:
-        """What the terminator gained or lost."""
-        return self.terminator - self.terminator_source
-
 
 def yardstick(source: Checkpoint) -> Yardstick:
     """The rows of a model."""

@@ -1,7 +1,7 @@
 """GPTQ, AWQ and K-quants against the packages people use: `python -m benchmarks.quantize [--keep DIR]`.
 
 Everybody quantizes the same model to 4 bits in groups of 64, after reading the same rows of token ids, and runs as a
-command from start to end. What came out is read by one reader. The wall time is only worth something on an idle machine.
+command from start to end. What came out is read by one reader. Wall times are worth something on an idle machine only.
 """
 
 from __future__ import annotations
