@@ -2,8 +2,8 @@
 
 The Gram matrix XᵀX is as much work as the forward pass itself, so what it costs decides what calibration costs. Only
 its upper triangle is computed, in panels. Where the machine has units that round the factors and add in float32
-(bfloat16 on CPUs with AMX, TF32 on CUDA), they are used for both: on SmolLM2, rounding the activations to bfloat16 moves
-the diagonal by at most 0.4 % and the factor that solvers make of the matrix by 0.3 %. Without such units nothing
+(bfloat16 on CPUs with AMX, TF32 on CUDA), they are used for both: on SmolLM2, rounding the activations to bfloat16
+moves the diagonal by at most 0.4 % and the factor that solvers make of the matrix by 0.3 %. Without such units nothing
 changes: float32 stays float32.
 """
 
