@@ -126,9 +126,9 @@ def folder_of(environment: Environment) -> Path:
     Raises:
         HermetiqError: no Python of a fitting version is here.
     """
-    base = _interpreter(environment)
+    _, version = _interpreter(environment)
     pins = environment.requirements.read_text(encoding="utf-8")
-    state = "\n".join((TORCH, environment.package, *map("=".join, environment.settings), *base, pins))
+    state = "\n".join((TORCH, environment.package, *map("=".join, environment.settings), version, pins))
     return cache() / "runtimes" / f"{environment.name}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
 
 

@@ -86,10 +86,15 @@ def test_a_build_that_failed_starts_over_and_two_that_ask_at_once_build_once(she
     assert done.returncode == 0
 
 
-def test_other_pins_another_package_or_other_settings_are_another_folder(shelf: Path) -> None:
+def test_other_pins_another_package_or_other_settings_are_another_folder(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {folder_of(TOY), folder_of(replace(TOY, package="toyreader==2.0")), folder_of(replace(TOY, settings=()))}
     TOY.requirements.write_text("toyhelper==2.0\n")
     assert len(before | {folder_of(TOY)}) == 4
+    same = folder_of(TOY)
+    monkeypatch.setattr(sys, "executable", sys.executable + "3")
+    assert folder_of(TOY) == same
     assert folder_of(TOY).parent == shelf.parent / "cache" / "runtimes"
 
 
