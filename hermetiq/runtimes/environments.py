@@ -94,6 +94,18 @@ def runtime(name: str) -> Runtime:
     return RUNTIMES[name]
 
 
+def environment_of(name: str) -> Environment:
+    """Where the runtime `name` lives.
+
+    Raises:
+        HermetiqError: no such runtime, or it cannot be driven.
+    """
+    asked = runtime(name)
+    if asked.environment is None:
+        raise HermetiqError(f"{name} cannot run here: it needs {asked.needs}", remedy="hermetiq doctor")
+    return asked.environment
+
+
 def ensure(name: str, tick: Ticker = silent) -> Path:
     """The Python that has the runtime `name`; where its environment is not there yet, it is built (a minute or two).
 
@@ -103,7 +115,7 @@ def ensure(name: str, tick: Ticker = silent) -> Path:
         HermetiqError: no such runtime, it cannot be driven, no Python of a fitting version, or pip fails; then the
             error ends with pip's own words and names its log.
     """
-    needed = _drivable(runtime(name))
+    needed = environment_of(name)
     folder = folder_of(needed)
     python = folder / "bin" / "python"
     with _alone(folder.with_suffix(".lock")):
@@ -163,12 +175,6 @@ def _spelled(version: Sequence[int]) -> str:
 def _is_complete(folder: Path) -> bool:
     """Also that its Python is still there: an upgrade of the system's takes it away."""
     return (folder / READY).is_file() and (folder / "bin" / "python").exists()
-
-
-def _drivable(asked: Runtime) -> Environment:
-    if asked.environment is None:
-        raise HermetiqError(f"{asked.name} cannot run here: it needs {asked.needs}", remedy="hermetiq doctor")
-    return asked.environment
 
 
 def _interpreter(environment: Environment) -> tuple[str, str]:

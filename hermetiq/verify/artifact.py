@@ -6,7 +6,8 @@ chats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.manifest import Artifact, Check, Manifest, Verification
 from hermetiq.progress import Ticker, part, silent
-from hermetiq.quantize.spec import parse
 
-from . import folder_artifact, gguf_artifact, judge, reference
+from . import folder_artifact, foreign, gguf_artifact, judge, reference
 from .examined import Examine, Examined, Stored, told
 from .fidelity import compare
 from .judge import Findings
@@ -34,7 +34,12 @@ EXAMINE: dict[str, Examine] = {
 
 
 def verify(
-    folder: Path, source: Checkpoint, *, max_kl: float | None = None, tick: Ticker = silent
+    folder: Path,
+    source: Checkpoint,
+    *,
+    max_kl: float | None = None,
+    runtime: str | None = None,
+    tick: Ticker = silent,
 ) -> tuple[ArtifactReport, ...]:
     """Hold every artifact of an export against its source, and write what was found into `folder/hermetiq.json`.
 
@@ -42,34 +47,35 @@ def verify(
         folder: what `export` wrote.
         source: the checkpoint it was made from, with the same adapter.
         max_kl: largest mean KL allowed, nats per token, in place of each type's own limit.
+        runtime: a package (of `hermetiq.runtimes.environments.RUNTIMES`) that is asked about every artifact it reads.
 
     Raises:
-        HermetiqError: no manifest, a file is missing, or `source` is not the one the manifest names.
+        HermetiqError: no manifest, a file is missing, or `source` is not the one the manifest names; there is no such
+            runtime, it cannot be installed here, or it reads none of the artifacts.
     """
     manifest = Manifest.read(folder)
     _require_source(manifest, source, folder)
     stored = [_stored(manifest, artifact, folder) for artifact in manifest.artifacts]
+    if runtime is not None:
+        foreign.require_reader(runtime, [item.spec for item in stored])
     asked = reference.read(source)
     count = len(stored)
     examined = [
-        EXAMINE[parse(item.artifact.spec).format](
-            item, asked, part(tick, 0.5 * number / count, 0.5 * (number + 1) / count)
-        )
+        _examine(item, asked, source, runtime, part(tick, 0.5 * number / count, 0.5 * (number + 1) / count))
         for number, item in enumerate(stored)
     ]
-    answers = [answer.ids for item in examined for answer in item.answers or ()]
+    answers = [answer.ids for item in examined for answer in item.all_answers]
     whole = _walk(source, (*asked.rows, *answers), "reading the source", part(tick, 0.5, 0.6))
     states = iter(whole.states)
     held_out = Reading(list(islice(states, len(asked.rows))), whole.logits)
     reports = []
     for number, item in enumerate(examined):
         span = part(tick, 0.6 + 0.4 * number / count, 0.6 + 0.4 * (number + 1) / count)
+        answered = Reading(list(islice(states, len(item.all_answers))), whole.logits)
+        limits = limits_for(item.stored.spec, weights=source.model.weights, max_kl=max_kl)
+        found = item.findings + Findings(notes=asked.notes) + _by_walk(item, asked, held_out, limits, span)
+        found += _by_answers(item, asked, answered, limits, source.tokenizer.decode)
         artifact = item.stored.artifact
-        limits = limits_for(parse(artifact.spec), weights=source.model.weights, max_kl=max_kl)
-        found = item.findings + Findings(notes=asked.notes) + _fidelity(item, asked, held_out, limits, span)
-        if item.answers is not None:
-            answered = Reading(list(islice(states, len(item.answers))), whole.logits)
-            found += judge.smoke_findings(item.answers, asked, answered, limits, source.tokenizer.decode)
         verification = Verification(item.sha256, found.checks, found.figures, found.notes)
         reports.append(ArtifactReport(artifact, verification))
         manifest = manifest.with_verification(artifact.file, verification)
@@ -96,13 +102,25 @@ def _stored(manifest: Manifest, artifact: Artifact, folder: Path) -> Stored:
     return Stored(artifact, manifest.path_of(artifact, folder), files)
 
 
+def _examine(stored: Stored, asked: Reference, source: Checkpoint, runtime: str | None, tick: Ticker) -> Examined:
+    """What the artifact, and the runtime if there is one, says without a walk."""
+    examine = EXAMINE[stored.spec.format]
+    if runtime is None:
+        return examine(stored, asked, tick)
+    item = examine(stored, asked, part(tick, 0.0, 0.5))
+    if reason := foreign.unread(runtime, stored.spec):
+        return replace(item, findings=item.findings + Findings(notes=(f"{reason}; not asked",)))
+    seen = foreign.observe(runtime, stored.path, asked, source.tokenizer.decode, part(tick, 0.5, 1.0))
+    return replace(item, findings=item.findings + seen.findings, foreign=seen)
+
+
 def _walk(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], what: str, tick: Ticker) -> Reading:
     tick(what, 0.0)
     return read_rows(checkpoint, rows, on_block=lambda done, blocks: tick(what, done / blocks))
 
 
-def _fidelity(item: Examined, asked: Reference, source: Reading, limits: Limits, tick: Ticker) -> Findings:
-    """Source and artifact through the same walk, and the artifact's walk against what a runtime computes."""
+def _by_walk(item: Examined, asked: Reference, source: Reading, limits: Limits, tick: Ticker) -> Findings:
+    """Source and artifact through the same walk, and the artifact's walk against what runtimes compute."""
     if item.checkpoint is None:
         return Findings()
     rows = item.checkpoint.model.rows
@@ -113,6 +131,15 @@ def _fidelity(item: Examined, asked: Reference, source: Reading, limits: Limits,
         artifact = _walk(item.checkpoint, asked.rows, f"comparing {item.stored.path.name}", tick)
     except HermetiqError as error:
         return Findings((Check("kl", False, "unreadable", limits.kl, told(error, item.stored.path)),))
+    found = _fidelity(asked, source, artifact, limits)
+    if item.logprobs:
+        found += judge.agreement_findings(item.logprobs, asked, artifact)
+    if item.foreign:
+        found += foreign.agreement(item.foreign, asked, artifact)
+    return found
+
+
+def _fidelity(asked: Reference, source: Reading, artifact: Reading, limits: Limits) -> Findings:
     measured = compare(
         list(zip(asked.rows, source.states, strict=True)),
         list(zip(asked.rows, artifact.states, strict=True)),
@@ -121,5 +148,21 @@ def _fidelity(item: Examined, asked: Reference, source: Reading, limits: Limits,
         ends=asked.ends,
         terminator=asked.contract.terminator_id,
     )
-    found = judge.fidelity_findings(measured, limits)
-    return found + judge.agreement_findings(item.logprobs, asked, artifact) if item.logprobs else found
+    return judge.fidelity_findings(measured, limits)
+
+
+def _by_answers(
+    item: Examined,
+    asked: Reference,
+    source: Reading,  # of `item.all_answers`, in their order
+    limits: Limits,
+    decode: Callable[[Sequence[int]], str],
+) -> Findings:
+    """Does every answer, the artifact's own and the runtime's, end where the source would end it?"""
+    found = Findings()
+    own = len(item.answers or ())
+    if item.answers is not None:
+        found += judge.smoke_findings(item.answers, asked, replace(source, states=source.states[:own]), limits, decode)
+    if item.foreign:
+        found += foreign.stops(item.foreign, asked, replace(source, states=source.states[own:]), limits, decode)
+    return found

@@ -16,8 +16,10 @@ from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.manifest import Artifact, Check, combined_sha256, sha256_of
 from hermetiq.progress import Ticker
+from hermetiq.quantize.spec import Spec, parse
 
 from . import judge
+from .foreign import Observed
 from .judge import Findings
 from .reference import Reference
 from .smoke import Answer
@@ -32,6 +34,10 @@ class Stored:
     """The file or the folder."""
     files: Mapping[str, Path]
     """Every file of it, by its name in the manifest."""
+
+    @property
+    def spec(self) -> Spec:
+        return parse(self.artifact.spec)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,13 @@ class Examined:
     """To the smoke prompts; None where nothing could answer."""
     logprobs: tuple[tuple[int, npt.NDArray[np.float64]], ...] = ()
     """What a runtime makes of some turn ends: index into `Reference.ends`, log-probabilities (vocabulary,)."""
+    foreign: Observed | None = None
+    """What the runtime that the user named says; None where none was asked."""
+
+    @property
+    def all_answers(self) -> tuple[Answer, ...]:
+        """The artifact's own, then those of the named runtime."""
+        return (self.answers or ()) + (self.foreign.answers if self.foreign else ())
 
 
 Examine = Callable[[Stored, Reference, Ticker], Examined]

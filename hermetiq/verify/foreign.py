@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hermetiq.errors import CheckFailed
+from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.manifest import Check
 from hermetiq.progress import Ticker, silent
-from hermetiq.runtimes.environments import runtime
+from hermetiq.quantize.spec import Spec
+from hermetiq.runtimes.environments import RUNTIMES, environment_of, runtime
 from hermetiq.runtimes.llama_cpp import Generation
 from hermetiq.runtimes.packages import Answers, Question, ask
 
@@ -53,13 +54,33 @@ class Observed:
     """Index into `Reference.ends`, and the logits (vocabulary,) of what follows, in float32."""
 
 
-def reads(name: str, format: str) -> bool:
-    """Whether the runtime reads the format.
+def unread(name: str, spec: Spec) -> str:
+    """Why the runtime does not read what `spec` makes; empty where it does.
 
     Raises:
         HermetiqError: no such runtime.
     """
-    return format in runtime(name).formats
+    if spec.format not in runtime(name).formats:
+        return f"{name} does not read {spec.format}"
+    # It takes a stored zero-point of all bits set for 0, and refuses the version that cannot say which is meant.
+    if name == "gptqmodel" and spec.format == "gptq" and not spec.linear.symmetric and spec.linear.zero_offset:
+        return f"{name} refuses asymmetric GPTQ of version 1; it reads {spec}-v2"
+    return ""
+
+
+def require_reader(name: str, specs: Sequence[Spec]) -> None:
+    """Stop before any work where the runtime can say nothing of an export.
+
+    Raises:
+        HermetiqError: no such runtime, it cannot be driven, or it reads none of `specs`.
+    """
+    environment_of(name)
+    reasons = [unread(name, spec) for spec in specs]
+    if all(reasons):
+        drivable = [other for other, item in RUNTIMES.items() if item.environment]
+        readers = [other for other in drivable if not all(unread(other, spec) for spec in specs)]
+        remedy = f"--runtime {' or '.join(readers)}" if readers else "without --runtime, llama.cpp is asked"
+        raise HermetiqError("; ".join(dict.fromkeys(reasons)), remedy=remedy)
 
 
 def observe(

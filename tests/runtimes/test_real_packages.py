@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ READERS = [
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environments are kept beside the other things that tests make once."""
-    monkeypatch.setenv("HERMETIQ_CACHE", str(Path(__file__).parents[2] / ".cache" / "hermetiq"))
+    """Environments are kept beside the other things that tests make once, where nobody says otherwise."""
+    if "HERMETIQ_CACHE" not in os.environ:
+        monkeypatch.setenv("HERMETIQ_CACHE", str(Path(__file__).parents[2] / ".cache" / "hermetiq"))
 
 
 @pytest.mark.parametrize(("name", "spec"), READERS, ids=lambda value: value)
