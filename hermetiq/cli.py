@@ -24,8 +24,10 @@ from rich.table import Table
 from hermetiq import __version__
 from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.progress import Ticker
+from hermetiq.runtimes.environments import RUNTIMES, ensure, environment_of
 
 if TYPE_CHECKING:
+    from hermetiq.doctor import Line
     from hermetiq.manifest import Manifest
     from hermetiq.pipeline import Plan
     from hermetiq.verify import ArtifactReport
@@ -50,6 +52,8 @@ Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), me
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
+DRIVEN = [name for name, runtime in RUNTIMES.items() if runtime.environment]
+STATES = {"ready": "green", "not installed": "yellow", "missing": "red"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -261,6 +265,7 @@ def verify(
     source: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
     adapter: Adapter = None,
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
+    runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(DRIVEN)}.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the artifacts are still the same chat model."""
@@ -269,7 +274,7 @@ def verify(
         from hermetiq.verify import verify as run
 
     with progress("verifying") as tick:
-        reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, tick=tick)
+        reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, runtime=runtime, tick=tick)
     conclude(reports, as_json=as_json)
 
 
@@ -299,6 +304,37 @@ def show_reports(reports: Sequence[ArtifactReport]) -> None:
                     f"[bold red]fail[/] {escape(Path(item.file).name)}: {check.name}: {escape(check.reason)}",
                     soft_wrap=True,
                 )
+
+
+@app.command()
+def doctor(
+    install: Annotated[
+        list[str] | None, typer.Option(help="Make the environment of this runtime; repeatable.", metavar="NAME")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what works on this machine, what can be installed, and what cannot and why."""
+    with loading():
+        from hermetiq.doctor import examine
+
+    for name in install or ():
+        environment_of(name)  # A wrong name is told before the first of them is built.
+    for name in install or ():
+        with progress(f"installing {name}") as tick:
+            ensure(name, tick)
+    lines = examine()
+    if as_json:
+        print_json([line.to_json() for line in lines])
+    else:
+        show_parts(lines)
+
+
+def show_parts(lines: Sequence[Line]) -> None:
+    table = Table("part", "state", "what", "reads", "remedy", box=None)
+    for line in lines:
+        state = f"[{STATES[line.state]}]{line.state}[/]"
+        table.add_row(line.name, state, escape(line.what), ", ".join(line.formats), escape(line.remedy))
+    out.print(table)
 
 
 @app.command()
