@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -85,3 +86,20 @@ class Output:
         return HermetiqError(
             f"cannot write: {error.strerror}", where=str(self.path), remedy="free disk space, or choose another folder"
         )
+
+
+def write_files(contents: Mapping[Path, bytes]) -> dict[Path, str]:
+    """Write small files, all whole or none; returns the SHA-256 of each, as hex.
+
+    Raises:
+        HermetiqError: the disk is full or the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        outputs = []
+        for path, content in contents.items():
+            outputs.append(stack.enter_context(Output(path)))
+            outputs[-1].append(content)
+            outputs[-1].finish(len(content))
+        for output in outputs:
+            output.publish()
+        return {output.path: output.digest.hexdigest() for output in outputs}

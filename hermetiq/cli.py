@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -29,7 +30,7 @@ from hermetiq.runtimes.environments import RUNTIMES, ensure, environment_of
 if TYPE_CHECKING:
     from hermetiq.doctor import Line
     from hermetiq.manifest import Manifest
-    from hermetiq.pipeline import Plan
+    from hermetiq.plan import Plan
     from hermetiq.verify import ArtifactReport
 
 app = typer.Typer(
@@ -50,6 +51,15 @@ talk = Console(stderr=True, highlight=False, emoji=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
+
+
+class Device(StrEnum):
+    """Where tensors are worked on; `auto` takes a GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 DRIVEN = [name for name, runtime in RUNTIMES.items() if runtime.environment]
@@ -211,25 +221,55 @@ def rule(
 def export(
     path: Annotated[str, typer.Argument(help="Folder, .gguf file or Hub id.")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    to: Annotated[list[str], typer.Option(help="What to make, for instance gguf:Q4_K_M; repeatable.", metavar="SPEC")],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            help="What to make, for instance gptq:4bit-g64, awq:4bit-g64, gguf:Q4_K_M; repeatable.", metavar="SPEC"
+        ),
+    ],
     adapter: Adapter = None,
     ignore: Ignore = None,
     name: Annotated[str | None, typer.Option(help="Base name of the files.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the quantizer; all cores by default.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Corpus: .jsonl of chats or texts, .txt, or a `datasets` id; built in by default."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of tokens to calibrate on.")] = 128,
+    row_tokens: Annotated[int, typer.Option(min=32, help="Tokens of a row, at most.")] = 512,
+    seed: Annotated[int, typer.Option(help="Draws the rows.")] = 0,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Calibrate each block behind the quantized ones; one SPEC only.")
+    ] = False,
+    imatrix: Annotated[
+        bool | None,
+        typer.Option(help="Importance matrix for GGUF; by default where something else is calibrated anyway."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where calibration and solvers run.")] = Device.auto,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the GGUF quantizer; all cores by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted export in OUT stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a checkpoint to every requested type in one read."""
+    """Quantize a checkpoint to everything that is asked for, in one pass of calibration and one read."""
     with loading():
         from hermetiq import pipeline
+        from hermetiq.machine import accelerator
         from hermetiq.quantize.spec import parse
 
     specs = [parse(text) for text in to]
     with progress("opening") as tick:
-        job = pipeline.prepare(path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name)
-        manifest = None if dry_run else pipeline.export(job, folder, overwrite=overwrite, threads=threads, tick=tick)
-    show_findings(talk, job.findings)
+        job = pipeline.prepare(
+            path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration, rows=rows,
+            row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix,
+        )  # fmt: skip
+        manifest = None if dry_run else pipeline.export(
+            job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),
+            tick=tick,
+        )  # fmt: skip
+    show_findings(talk, manifest.source.findings if manifest else job.findings)
     if as_json:
         print_json(manifest.to_json() if manifest else job.plan.to_json())
     elif manifest:
@@ -239,12 +279,19 @@ def export(
 
 
 def show_plan(plan: Plan) -> None:
-    table = Table("file", "size", "bits/weight", "nominal", "fell back", "tensors", box=None)
+    table = Table("artifact", "size", "bits/weight", "nominal", "fell back", "tensors", box=None)
     for item in plan.files:
         types = ", ".join(f"{count} {kind}" for kind, count in item.types.items())
         bits = (f"{item.bpw:.2f}", f"{item.nominal_bpw:.2f}", f"{item.fallback_share:.0%}")
         table.add_row(item.name, size(item.bytes), *bits, types)
     out.print(table)
+    for item in plan.files:
+        for gpus, layers in item.unsplit.items():
+            if layers:
+                out.print(f"{item.name}: tensor parallelism over {gpus} GPUs cannot split {', '.join(layers)}")
+    if plan.calibration:
+        asked, used, tokens = (plan.calibration[key] for key in ("rows_asked", "rows_used", "tokens"))
+        out.print(f"calibration: {used} of {asked} rows, {tokens} tokens of {one_line(plan.calibration['source'])}")
     out.print(f"disk {size(plan.disk)}, memory about {size(plan.memory)}")
 
 

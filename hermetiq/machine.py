@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hermetiq.errors import HermetiqError
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -43,6 +45,20 @@ def free_memory() -> int:
             cached = sum(int(field[1]) for field in fields if field[0] == group.cached)
             available = min(available, int(limit[0]) - int(used[0]) + cached)
     return max(0, available)
+
+
+def accelerator(wanted: str) -> str:
+    """The torch device to work on: `cpu`, `cuda`, or for `auto` a GPU where there is one.
+
+    Raises:
+        HermetiqError: `cuda` is asked for and there is none.
+    """
+    import torch  # Takes seconds, and most of the program has no use for it.
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise HermetiqError("no CUDA device that torch can use", remedy="--device cpu; `hermetiq doctor` says more")
+    return "cuda" if there and wanted != "cpu" else "cpu"
 
 
 def _lines(path: Path) -> list[str]:

@@ -91,6 +91,8 @@ class Artifact:
     """Type taken instead of the recipe's, by tensor (U26)."""
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     """Type by tensor, in GGUF's names."""
+    imatrix: bool = False
+    """A GGUF whose blocks were chosen with an importance matrix."""
     solving: Solving = field(default_factory=Solving)
 
 

@@ -1,85 +1,43 @@
-"""From a checkpoint to artifacts, as a straight line: open, lint, plan, write, and the manifest of what was made."""
+"""From a checkpoint to artifacts, as a straight line: open, lint, plan, calibrate, write, and the manifest."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from hermetiq import tracks
+from hermetiq.chat.calibration import calibration_rows
 from hermetiq.chat.contract import ChatContract, special_ids
 from hermetiq.chat.inspect import lint
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.companions import companions
 from hermetiq.errors import Finding, HermetiqError, Refusal
+from hermetiq.formats import awq, gptq
+from hermetiq.formats import linear_plan as linear
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
+from hermetiq.formats.linear_plan import LinearPlan
+from hermetiq.formats.output import write_files
+from hermetiq.formats.shards import write_shards
+from hermetiq.journal import Journal
 from hermetiq.machine import cores
-from hermetiq.manifest import FILE, Artifact, Manifest, Source
+from hermetiq.manifest import Artifact, Calibration, Manifest, Source, combined_sha256
 from hermetiq.model import TokenKind, Vocabulary
-from hermetiq.progress import Ticker, silent
+from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
+from hermetiq.plan import Job
+from hermetiq.progress import Ticker, part, silent
+from hermetiq.quantize.factor import DAMPING
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
 
 LONGEST_NAME = 200
 """Bytes of a base name: with recipe and endings it stays within what file systems allow."""
-RESERVE = 300_000_000
-"""Bytes that Python, torch and the tokenizer take before any weight is read."""
-ABANDONED = (".gguf.partial", f"{FILE}.partial")
-"""What a killed export leaves behind; the next one removes it."""
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """One file of a plan, in the words a person decides by."""
-
-    spec: str
-    name: str
-    bytes: int
-    bpw: float
-    nominal_bpw: float
-    fallback_share: float
-    """Share of the weights that get another type than the recipe names, because of a tensor's shape (U26)."""
-    types: Mapping[str, int]
-    """Number of tensors by GGUF type."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an export will write and need, known before any weight is read."""
-
-    files: tuple[PlannedFile, ...]
-    disk: int
-    """Bytes of all files."""
-    memory: int
-    """Estimated peak of resident bytes: two tensors, as one is read ahead, over what the libraries take."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checkpoint that was admitted, and what is to be made of it."""
-
-    source: Checkpoint
-    contract: ChatContract
-    findings: tuple[Finding, ...]
-    """What the rules said and did not refuse."""
-    gguf: Mapping[str, GgufPlan]
-    """By path below the output folder."""
-    specs: Mapping[str, Spec]
-    """By the same path."""
-
-    @property
-    def plan(self) -> Plan:
-        files = tuple(_planned(name, self.specs[name], file) for name, file in self.gguf.items())
-        largest = max(tensor.weights for file in self.gguf.values() for tensor in file.tensors)
-        width = 2 if all(info.dtype in ("BF16", "F16") for info in self.source.tensors.values()) else 4
-        return Plan(files, sum(file.bytes for file in files), RESERVE + 2 * largest * width)
 
 
 def prepare(
@@ -89,8 +47,16 @@ def prepare(
     adapter: str | None = None,
     ignore: Sequence[str] = (),
     name: str | None = None,
+    calibration: str | Path | None = None,
+    rows: int = 128,
+    row_tokens: int = 512,
+    seed: int = 0,
+    sequential: bool = False,
+    imatrix: bool | None = None,
 ) -> Job:
-    """Open a checkpoint, hold it against the rules and plan every file; nothing is written.
+    """Open a checkpoint, hold it against the rules, plan every artifact and draw the calibration rows.
+
+    Nothing is written, and no weight is read.
 
     Args:
         path: folder, .gguf file or Hub id.
@@ -98,51 +64,87 @@ def prepare(
         adapter: LoRA folder, merged at load.
         ignore: rules whose errors become warnings of the manifest.
         name: base name of the files; by default the model's own.
+        calibration: corpus, as `calibration.corpus.read_documents` takes it; the built-in one where None.
+        rows: rows of token ids to calibrate on, each of `row_tokens` at most.
+        seed: draws the rows.
+        sequential: calibrate each block on what the quantized blocks before it put out; for one spec alone.
+        imatrix: whether GGUF files get an importance matrix; where None, if something else is calibrated anyway.
 
     Raises:
-        Refusal: the checkpoint breaks a rule.
-        HermetiqError: unusable path, family or name.
+        Refusal: the checkpoint breaks a rule, or a layer does not fit a recipe.
+        HermetiqError: unusable path, family, name or corpus.
     """
+    specs = tuple(dict.fromkeys(specs))
     source = open_checkpoint(path, adapter=adapter)
-    # NaN is looked for while the tensors are read for writing: scanning them here would read everything twice.
+    # NaN is looked for while the tensors are read for the work: scanning them here would read everything twice.
     inspection = lint(source, ignore=("weight-nan",))
     findings = admit(inspection.findings, ignore)
-    if inspection.contract is None:
+    contract = inspection.contract
+    if contract is None:
         raise Refusal(*(finding for finding in inspection.findings if finding.severity == "error"))
-    header = _header(source, inspection.contract)
+    header = _header(source, contract)
     stem = _file_name(source.provenance.name if name is None else name)
-    files = {f"gguf/{stem}-{spec.recipe}.gguf": spec for spec in dict.fromkeys(specs)}
-    plans = {file: plan(header, spec.recipe) for file, spec in files.items()}
-    return Job(source, inspection.contract, findings, plans, files)
+    paths = {_path(spec, stem): spec for spec in specs}
+    gguf = {path: plan(header, spec.recipe) for path, spec in paths.items() if spec.format == "gguf"}
+    folders = {path: linear.plan(source.model, spec) for path, spec in paths.items() if path not in gguf}
+    if sequential and len(folders) != 1:
+        raise HermetiqError(
+            f"sequential calibration follows one artifact, and {len(folders)} are asked for",
+            remedy="export each by itself, or leave out --sequential",
+        )
+    drawn = None
+    if folders or (gguf and imatrix):
+        drawn = calibration_rows(source, contract, source=calibration, rows=rows, row_tokens=row_tokens, seed=seed)
+        findings += drawn.report.findings
+    return Job(
+        source=source,
+        contract=contract,
+        findings=findings,
+        specs=paths,
+        gguf=gguf,
+        linear=folders,
+        rows=drawn,
+        importance=bool(gguf and drawn and imatrix is not False),
+        seed=seed,
+        sequential=sequential,
+    )
 
 
 def export(
-    job: Job, folder: Path, *, overwrite: bool = False, threads: int | None = None, tick: Ticker = silent
+    job: Job,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    threads: int | None = None,
+    device: str = "cpu",
+    tick: Ticker = silent,
 ) -> Manifest:
-    """Write every planned file from one read of the source, then the manifest.
+    """Calibrate once, write every planned artifact, then the manifest.
 
-    Files get their names when all are complete; an interrupted export leaves none.
+    Artifacts get their names when they are complete. What calibration has made of each block survives in a journal
+    inside `folder`: with `resume` an export that was killed goes on behind its last block, to the same bytes.
 
     Raises:
-        HermetiqError: `folder` holds something else, or the disk is too small.
-        Refusal: `weight-nan`, found on the way.
+        HermetiqError: `folder` holds something else, the disk is too small, or an unfinished export is in the way.
+        Refusal: `weight-nan` or `hessian-nan`, found on the way.
     """
-    earlier = _make_room(folder, job, overwrite=overwrite)
+    if resume and (done := finished(folder, job)):
+        return done
+    earlier = make_room(folder, job, overwrite=overwrite, resume=resume)
     # Nothing slow may stand between the files and the manifest that makes them an export.
     source = _source(job)
-    disk = job.plan.disk
-    with _no_empty_folders(folder, folder / "gguf"):
-        digests = write(
-            {folder / name: file for name, file in job.gguf.items()},
-            job.source,
-            threads=threads or cores(),
-            on_tensor=lambda tensor, done: tick(f"writing {tensor}", done / disk),
-        )
-    artifacts = (_artifact(name, job.specs[name], file, digests[folder / name]) for name, file in job.gguf.items())
-    manifest = Manifest(source, tuple(artifacts))
+    walk = part(tick, 0.0, 0.8 if job.rows else 0.0)
+    with no_empty_folders(folder, folder / "gguf"):
+        journal = _calibrated(job, folder, torch.device(device), resume=resume, tick=walk)
+        made = _write_folders(job, folder, journal) | _write_gguf(job, folder, journal, threads, part(tick, 0.8, 1.0))
+    if journal:
+        source = replace(source, findings=(*source.findings, *tracks.findings(journal)))
+    manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job))
     manifest.write(folder)
-    for path in earlier - _files(manifest, folder):
-        path.unlink()
+    clear(earlier - files_of(manifest, folder), folder)
+    if journal:
+        journal.remove()
     return manifest
 
 
@@ -158,6 +160,63 @@ def admit(findings: Sequence[Finding], ignore: Sequence[str]) -> tuple[Finding, 
     if errors:
         raise Refusal(*errors)
     return tuple(replace(item, severity="warning") if item.severity == "error" else item for item in findings)
+
+
+def _calibrated(job: Job, folder: Path, device: torch.device, *, resume: bool, tick: Ticker) -> Journal | None:
+    """The journal of a finished walk; None where nothing is calibrated."""
+    if job.rows is None:
+        return None
+    journal = Journal.open(folder / JOURNAL, tracks.identity(job, device), resume=resume)
+    for line in journal.distrusted:
+        tick(f"made again: {line}", 0.0)
+    tracks.calibrate(job, journal, device, tick)
+    return journal
+
+
+def _write_folders(job: Job, folder: Path, journal: Journal | None) -> dict[str, Artifact]:
+    """GPTQ and AWQ folders, by path."""
+    artifacts = {}
+    for path, planned in job.linear.items():
+        assert journal
+        load = tracks.stored(job.source, planned, journal, path)
+        digests = write_shards(folder / path, planned.tensors, load)
+        files = companions(job.source, job.contract, _quantization(planned))
+        digests |= write_files({folder / path / name: content for name, content in files.items()})
+        artifacts[path] = _folder_artifact(path, planned, folder, digests, journal)
+    return artifacts
+
+
+def _write_gguf(
+    job: Job, folder: Path, journal: Journal | None, threads: int | None, tick: Ticker
+) -> dict[str, Artifact]:
+    """All GGUF files from one read of the source, by path."""
+    if not job.gguf:
+        return {}
+    total = sum(file.size for file in job.gguf.values())
+    weights: Mapping[str, Tensor] = {}
+    if job.importance and journal:
+        weights = tracks.importance(journal, tied=job.source.model.tied)
+    digests = write(
+        {folder / path: file for path, file in job.gguf.items()},
+        job.source,
+        threads=threads or cores(),
+        imatrix={name: tensor.cpu().numpy() for name, tensor in weights.items()},
+        on_tensor=lambda tensor, done: tick(f"writing {tensor}", done / total),
+    )
+    return {
+        path: _file_artifact(path, job.specs[path], file, digests[folder / path], imatrix=job.importance)
+        for path, file in job.gguf.items()
+    }
+
+
+def _quantization(planned: LinearPlan) -> dict[str, Any]:
+    recipe = planned.spec.linear
+    return awq.config(recipe) if planned.spec.format == "awq" else gptq.config(recipe, damp_percent=DAMPING)
+
+
+def _path(spec: Spec, stem: str) -> str:
+    """Where an artifact lies below the output folder."""
+    return f"gguf/{stem}-{spec.recipe}.gguf" if spec.format == "gguf" else f"{spec.format}-{spec.recipe}"
 
 
 def _header(source: Checkpoint, contract: ChatContract) -> GgufHeader:
@@ -188,19 +247,6 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _planned(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
-    types = Counter(tensor.choice.type.name for tensor in file.tensors)
-    return PlannedFile(
-        spec=str(spec),
-        name=name,
-        bytes=file.size,
-        bpw=file.bits_per_weight,
-        nominal_bpw=file.nominal_bits_per_weight,
-        fallback_share=file.fallback_share,
-        types=dict(sorted(types.items())),
-    )
-
-
 def _source(job: Job) -> Source:
     return Source(
         name=job.source.provenance.name,
@@ -211,79 +257,49 @@ def _source(job: Job) -> Source:
     )
 
 
-def _artifact(name: str, spec: Spec, file: GgufPlan, sha256: str) -> Artifact:
+def _calibration(job: Job) -> Calibration | None:
+    if job.rows is None:
+        return None
+    report = job.rows.report
+    return Calibration(
+        # The folder it lies in is nobody's business, and differs from machine to machine.
+        corpus=Path(report.source).name,
+        seed=job.seed,
+        sha256=job.rows.sha256,
+        rows_asked=report.rows_asked,
+        rows_used=report.rows_used,
+        rows_dropped=report.rows_dropped,
+        tokens=report.tokens,
+        template_share=report.tag_share,
+    )
+
+
+def _folder_artifact(
+    path: str, planned: LinearPlan, folder: Path, digests: Mapping[Path, str], journal: Journal
+) -> Artifact:
+    files = {file.relative_to(folder).as_posix(): digest for file, digest in digests.items()}
+    return Artifact(
+        spec=str(planned.spec),
+        file=path,
+        sha256=combined_sha256(files),
+        files=files,
+        bytes=sum(file.stat().st_size for file in digests),
+        bpw=planned.bits_per_weight,
+        nominal_bpw=planned.nominal_bits_per_weight,
+        solving=tracks.solving(journal, path),
+    )
+
+
+def _file_artifact(path: str, spec: Spec, file: GgufPlan, sha256: str, *, imatrix: bool) -> Artifact:
     return Artifact(
         spec=str(spec),
-        file=name,
+        file=path,
         sha256=sha256,
-        files={name: sha256},
+        files={path: sha256},
         bytes=file.size,
         bpw=file.bits_per_weight,
         nominal_bpw=file.nominal_bits_per_weight,
         fallbacks={tensor.name: tensor.choice.type.name for tensor in file.tensors if tensor.choice.fell_back},
         tensor_types={tensor.name: tensor.choice.type.name for tensor in file.tensors},
+        imatrix=imatrix,
     )
-
-
-def _make_room(folder: Path, job: Job, *, overwrite: bool) -> set[Path]:
-    """Hold `folder` against the plan: empty, or an earlier export that may go; and a disk that is large enough.
-
-    Returns the files of that earlier export: they stay until the new ones are complete.
-    """
-    # The lowest part of the path that exists; a link that leads nowhere is no place, either.
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-    if not existing.is_dir():
-        raise HermetiqError("not a folder", where=str(existing), remedy="choose another OUT")
-    if job.source.path.resolve().is_relative_to(folder.resolve()):
-        raise HermetiqError("the source lies in it", where=str(folder), remedy="choose another OUT")
-    # Whatever is no real folder counts, so that nothing is ever written through a link.
-    found = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
-    abandoned = {path for path in found if path.name.endswith(ABANDONED)}
-    finished = sorted(found - abandoned)
-    if finished and not overwrite:
-        raise HermetiqError(
-            f"the folder is not empty ({finished[0].relative_to(folder)})",
-            where=str(folder),
-            remedy="choose an empty OUT, or --overwrite to replace an earlier export",
-        )
-    earlier = _earlier(folder) if finished else set()
-    if foreign := [path for path in finished if path not in earlier and path != folder / FILE]:
-        raise HermetiqError(
-            f"{foreign[0].relative_to(folder)} was not made by hermetiq", where=str(folder), remedy="choose another OUT"
-        )
-    for path in abandoned:
-        path.unlink()
-    free = shutil.disk_usage(existing).free
-    if free < job.plan.disk:
-        raise HermetiqError(
-            f"the export takes {job.plan.disk} bytes, {free} are free", where=str(folder), remedy="free disk space"
-        )
-    return earlier
-
-
-@contextmanager
-def _no_empty_folders(*folders: Path) -> Iterator[None]:
-    """Where the work inside fails, those of `folders` that it made go again; inner ones come last."""
-    made = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in reversed(made):
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _earlier(folder: Path) -> set[Path]:
-    """The files of the export that `folder` holds, by its manifest; none without one."""
-    if not (folder / FILE).exists():
-        return set()
-    try:
-        manifest = Manifest.read(folder)
-    except HermetiqError as error:
-        raise HermetiqError(error.what, where=error.where, remedy="choose another OUT, or delete this one") from error
-    return _files(manifest, folder)
-
-
-def _files(manifest: Manifest, folder: Path) -> set[Path]:
-    return {path for artifact in manifest.artifacts for path in manifest.paths_of(artifact, folder).values()}

@@ -25,6 +25,8 @@ ORDER = (
     {"hermetiq.companions"},
     {"hermetiq.runtimes"},
     {"hermetiq.manifest"},
+    {"hermetiq.plan"},
+    {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.verify"},
     {"hermetiq.pipeline"},
     {"hermetiq.demo", "hermetiq.doctor"},

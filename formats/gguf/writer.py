@@ -24,7 +24,7 @@ from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.formats.output import Output
 from hermetiq.model import ModelConfig
 from hermetiq.quantize import ggml
-from hermetiq.quantize.ggml import Blocks, Ggml, NonFinite, OutOfRange
+from hermetiq.quantize.ggml import Blocks, Float32, Ggml, NonFinite, OutOfRange
 from hermetiq.rules import finding
 
 from .layout import GgufPlan, PlannedTensor, aligned
@@ -56,6 +56,7 @@ def write(
     source: TensorSource,
     *,
     threads: int,
+    imatrix: Mapping[str, Float32] | None = None,
     on_tensor: Progress | None = None,
     library: Ggml | None = None,
 ) -> dict[Path, str]:
@@ -67,6 +68,9 @@ def write(
     The files appear under their names when all are complete. Whatever interrupts the writing, Ctrl-C included, removes
     what was written; a killed process leaves `.partial` files only. The bytes do not depend on `threads`.
 
+    Args:
+        imatrix: importance of each input column, (in,), by the Hugging Face name of the weight.
+
     Raises:
         Refusal: `weight-nan`, a tensor holds NaN or infinity; `source-incomplete`, it has another shape than planned.
         HermetiqError: a weight is too large for a type; the disk is full or the folder cannot be written; no ggml.
@@ -75,7 +79,7 @@ def write(
     first = next(iter(plans.values()))
     if any(plan.model != first.model for plan in plans.values()):
         raise ValueError("the plans are of different models")
-    work = _Work(first.model, source, library or ggml.load())
+    work = _Work(first.model, source, library or ggml.load(), imatrix or {})
     with ExitStack() as stack:
         outputs = [stack.enter_context(Output(path)) for path in plans]
         for output, plan in zip(outputs, plans.values(), strict=True):
@@ -112,6 +116,7 @@ class _Work:
     model: ModelConfig
     source: TensorSource
     library: Ggml
+    imatrix: Mapping[str, Float32]
 
     def slices(self, tensors: list[tuple[PlannedTensor, ...]], threads: int) -> Generator[_Slice, None, None]:
         """All slices of all tensors, in order."""
@@ -153,7 +158,7 @@ class _Work:
         types = {tensor.choice.type: None for tensor in planned}
         name = planned[0].source or planned[0].name
         try:
-            blocks = self.library.blocks(rows, types)
+            blocks = self.library.blocks(rows, types, imatrix=self.imatrix.get(name))
         except NonFinite as error:
             file = self.source.tensors[name].file
             found = finding("weight-nan", file=file, field=name, found="NaN or infinity", expected="finite weights")

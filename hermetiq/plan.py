@@ -1,0 +1,135 @@
+"""What an export will write and need, known before any weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+from hermetiq.calibration.packing import CalibrationRows
+from hermetiq.chat.contract import ChatContract
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.errors import Finding
+from hermetiq.formats.gguf import GgufPlan
+from hermetiq.formats.linear_plan import LinearPlan, linears
+from hermetiq.model import ModelConfig
+from hermetiq.quantize.spec import Spec
+
+RESERVE = 300_000_000
+"""Bytes that Python, torch and the tokenizer take before any weight is read."""
+_FLOAT = 4
+"""Bytes of a float32."""
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One artifact of a plan, in the words a person decides by."""
+
+    spec: str
+    name: str
+    """Of the file, or of the folder."""
+    bytes: int
+    """Of the file; of a folder's tensors."""
+    bpw: float
+    nominal_bpw: float
+    fallback_share: float
+    """Share of the weights that get another type than the recipe names, because of a tensor's shape (U26)."""
+    types: Mapping[str, int]
+    """Number of tensors by type."""
+    unsplit: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By the number of GPUs of a tensor-parallel runtime, the layers it cannot split; empty where all can (U23)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole export."""
+
+    files: tuple[PlannedFile, ...]
+    disk: int
+    """Bytes of all files, and of the journal while the export runs."""
+    memory: int
+    """Estimated peak of resident bytes."""
+    calibration: Mapping[str, Any] | None = None
+    """Rows and tokens that the statistics are taken from."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint that was admitted, and what is to be made of it."""
+
+    source: Checkpoint
+    contract: ChatContract
+    findings: tuple[Finding, ...]
+    """What the rules said and did not refuse."""
+    specs: Mapping[str, Spec]
+    """By the path of the artifact below the output folder."""
+    gguf: Mapping[str, GgufPlan]
+    """Of the files, by the same path."""
+    linear: Mapping[str, LinearPlan]
+    """Of the folders, by the same path."""
+    rows: CalibrationRows | None
+    """None where nothing is calibrated."""
+    importance: bool
+    """GGUF files get an importance matrix from the same pass."""
+    seed: int
+    sequential: bool
+    """Each block is calibrated on what the quantized blocks before it put out."""
+
+    @property
+    def plan(self) -> Plan:
+        folders = {name: _planned_folder(name, folder) for name, folder in self.linear.items()}
+        files = {name: _planned_file(name, self.specs[name], file) for name, file in self.gguf.items()}
+        planned = {**folders, **files}
+        disk = sum(item.bytes for item in planned.values()) + sum(item.bytes for item in folders.values())
+        calibration = asdict(self.rows.report) if self.rows else None
+        return Plan(tuple(planned[name] for name in self.specs), disk, self._memory, calibration)
+
+    @property
+    def _memory(self) -> int:
+        """Two tensors, as one is read ahead; while calibrating, a block with its statistics and the states twice."""
+        shapes = self.source.model.expected_tensors().values()
+        narrow = all(info.dtype in ("BF16", "F16") for info in self.source.tensors.values())
+        writing = 2 * max(map(prod, shapes)) * (2 if narrow else _FLOAT)
+        return RESERVE + max(writing, _walking(self.source.model, self.rows) if self.rows else 0)
+
+
+def _walking(model: ModelConfig, rows: CalibrationRows) -> int:
+    """Bytes that calibration holds at its largest: while a block's weights are solved with their Gram matrices."""
+    layers = [shape for name, shape in linears(model).items() if name.startswith("model.layers.0.")]
+    weights = sum(map(prod, layers))
+    grams = sum(width**2 for width in {width for _, width in layers}) * 2
+    states = 2 * rows.report.tokens * model.hidden
+    return _FLOAT * (3 * weights + grams + states)
+
+
+def _planned_file(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
+    types = Counter(tensor.choice.type.name for tensor in file.tensors)
+    return PlannedFile(
+        spec=str(spec),
+        name=name,
+        bytes=file.size,
+        bpw=file.bits_per_weight,
+        nominal_bpw=file.nominal_bits_per_weight,
+        fallback_share=file.fallback_share,
+        types=dict(sorted(types.items())),
+    )
+
+
+def _planned_folder(name: str, folder: LinearPlan) -> PlannedFile:
+    quantized = len(linears(folder.model))
+    plain = len(folder.model.expected_tensors()) - quantized
+    return PlannedFile(
+        spec=str(folder.spec),
+        name=name,
+        bytes=folder.bytes,
+        bpw=folder.bits_per_weight,
+        nominal_bpw=folder.nominal_bits_per_weight,
+        fallback_share=0.0,
+        types={f"{folder.spec.linear.bits}-bit": quantized, "F16": plain},
+        unsplit=folder.unsplit,
+    )
