@@ -28,7 +28,7 @@ BLOCKS: dict[str, tuple[Family, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3 with biases": ("qwen3", {"attention_bias": True}),
 }
-QKV, O, GATE_UP, DOWN = GROUPS
+QKV, OUTPUT, GATE_UP, _ = GROUPS
 
 
 @pytest.fixture(params=BLOCKS)
@@ -83,8 +83,8 @@ def test_columns_are_multiplied_by_what_the_report_says(real: Block) -> None:
 
 def test_query_heads_of_a_key_head_share_their_factors(real: Block) -> None:
     model: ModelConfig = real.model
-    alone = balanced(real.tensors[O.linears[0]], sensitivities(real)[O])
-    shared = folded(real).factors[O]
+    alone = balanced(real.tensors[OUTPUT.linears[0]], sensitivities(real)[OUTPUT])
+    shared = folded(real).factors[OUTPUT]
     for head in range(model.heads):
         key_head = head // (model.heads // model.kv_heads)
         together = [h for h in range(model.heads) if h // (model.heads // model.kv_heads) == key_head]

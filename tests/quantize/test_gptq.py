@@ -17,7 +17,6 @@ from hermetiq.quantize import grid
 from hermetiq.quantize.factor import ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import balanced
 from hermetiq.quantize.gptq import quantize, split
-from hermetiq.quantize.grid import search
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe, Order
 from tests.oracles import gptq as oracle

@@ -1,0 +1,200 @@
+"""A real block from statistics to codes: nothing is lost or done twice, and recipes do not disturb each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hermetiq.calibration.statistics import Statistics
+from hermetiq.quantize import block as block_module
+from hermetiq.quantize.block import SolvedBlock, solve
+from hermetiq.quantize.factor import ROUND_TO_NEAREST, Factor, factorize
+from hermetiq.quantize.fold import GROUPS, fold
+from hermetiq.quantize.spec import LinearRecipe, Order, parse
+from tests.quantize.inputs import Block, block, observed, statistics
+
+LINEARS = [name for group in GROUPS for name in group.linears]
+RECIPES = {
+    text: parse(text).linear
+    for text in (
+        "gptq:4bit-g32",
+        "gptq:3bit-channel-asym",
+        "gptq:4bit-g32-actorder",
+        "gptq:8bit-g32-plain",
+        "awq:4bit-g32",
+    )
+}
+STATIC = "gptq:4bit-g32"
+
+
+@pytest.fixture(scope="module", params=["qwen2", "mistral", "qwen3"])
+def real(request: pytest.FixtureRequest) -> Block:
+    """With biases, with grouped heads alone, and with norms on q and k."""
+    return block(request.param)
+
+
+def tensors(real: Block, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    return {name: value.float().to(device) for name, value in real.tensors.items()}
+
+
+def inputs(real: Block, device: torch.device | str = "cpu") -> dict[str, Statistics]:
+    """What the linears saw; those of one input share one object."""
+    seen = real.inputs()
+    shared = [(group, observed(seen[group.linears[0]].float(), device)) for group in GROUPS]
+    return {name: given for group, given in shared for name in group.linears}
+
+
+def solved(
+    real: Block, recipes: Mapping[str, LinearRecipe], device: torch.device | str = "cpu"
+) -> dict[str, SolvedBlock]:
+    return solve(tensors(real, device), inputs(real, device), real.model, recipes)
+
+
+def rebuilt(result: SolvedBlock) -> dict[str, Tensor]:
+    """The whole block as a reader has it."""
+    return {**result.others, **{name: linear.dequantize() for name, linear in result.linears.items()}}
+
+
+def fields(result: SolvedBlock) -> Iterator[tuple[str, Tensor]]:
+    yield from result.others.items()
+    for name, linear in result.linears.items():
+        for field in ("codes", "scales", "zeros", "group_of"):
+            yield f"{name} {field}", getattr(linear, field)
+
+
+def test_every_tensor_of_the_block_comes_out_once(real: Block) -> None:
+    results = solved(real, RECIPES)
+    assert results.keys() == RECIPES.keys()
+    for key, result in results.items():
+        assert sorted(result.linears) == sorted(LINEARS)
+        assert not result.linears.keys() & result.others.keys()
+        shapes = {name: value.shape for name, value in rebuilt(result).items()}
+        assert shapes == {name: value.shape for name, value in real.tensors.items()}
+        assert all(value.dtype == torch.float32 for value in result.others.values())
+        assert {linear.bits for linear in result.linears.values()} == {RECIPES[key].bits}
+        for name, linear in result.linears.items():
+            assert len(linear.scales) == RECIPES[key].groups(real.tensors[name].shape[1])
+
+
+def test_the_block_still_computes_what_it_computed(real: Block) -> None:
+    """Folds of the norms and codes of the linears fit each other: at eight bits hardly a difference is left."""
+    before = real.output()
+    results = solved(real, {f"{bits}bit": parse(f"gptq:{bits}bit-g32").linear for bits in (8, 4, 2)})
+    differences = [(real.output(rebuilt(result)) - before).norm().item() for result in results.values()]
+    assert differences[0] < 0.02 * before.norm().item()
+    assert differences[0] < 0.2 * differences[1] < 0.1 * differences[2]
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_errors_are_shares_of_the_output(real: Block, key: str) -> None:
+    recipe = RECIPES[key]
+    result = solved(real, {key: recipe})[key]
+    order: Order = "plain" if recipe.order == "plain" else "static"
+    given, seen = inputs(real), real.inputs()
+    factors = {group: factorize(given[group.linears[0]], order).sensitivity for group in GROUPS}
+    moved = fold(tensors(real), factors, real.model)
+    assert list(result.errors) == LINEARS
+    for group in GROUPS:
+        for name in group.linears:
+            outputs = [
+                (seen[name] / moved.factors[group].double()) @ weight.double().T
+                for weight in (moved.weights[name], result.linears[name].dequantize())
+            ]
+            share = (outputs[1] - outputs[0]).square().sum() / outputs[0].square().sum()
+            assert result.errors[name] == pytest.approx(share.item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("keys", "orders"),
+    [
+        ([STATIC, "awq:4bit-g32", "gptq:4bit-g32-actorder"], ["static"]),
+        (["gptq:8bit-g32-plain"], ["plain"]),
+        (list(RECIPES), ["static", "plain"]),
+    ],
+)
+def test_each_input_is_factorised_once_an_order(
+    keys: list[str], orders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, str]] = []
+
+    def counted(statistics: Statistics, order: Order) -> Factor:
+        calls.append((id(statistics), order))
+        return factorize(statistics, order)
+
+    real = block("mistral")
+    given = inputs(real)
+    monkeypatch.setattr(block_module, "factorize", counted)
+    solve(tensors(real), given, real.model, {key: RECIPES[key] for key in keys})
+    assert sorted(calls) == sorted((id(given[group.linears[0]]), order) for group in GROUPS for order in orders)
+
+
+def test_a_recipe_comes_out_the_same_alone_and_among_others(real: Block) -> None:
+    together = solved(real, RECIPES)
+    for key, recipe in RECIPES.items():
+        alone = solved(real, {"other name": recipe})["other name"]
+        for (name, expected), (_, found) in zip(fields(together[key]), fields(alone), strict=True):
+            assert torch.equal(expected, found), (key, name)
+        assert together[key].errors == alone.errors
+        assert together[key].steps == alone.steps
+
+
+def test_nothing_is_done_for_nothing() -> None:
+    assert solved(block("mistral"), {}) == {}
+
+
+def test_the_arguments_are_left_alone() -> None:
+    real = block("qwen2")
+    weights, given = tensors(real), inputs(real)
+    solve(weights, given, real.model, RECIPES)
+    assert all(torch.equal(value, real.tensors[name].float()) for name, value in weights.items())
+    assert all(torch.equal(value.gram, inputs(real)[name].gram) for name, value in given.items())
+
+
+def indefinite(given: Statistics, share: float) -> Statistics:
+    """The Gram matrix with its smallest eigenvalue at `-share` times the mean diagonal."""
+    mean = given.gram.diagonal().mean()
+    return statistics(given.gram - (share * mean + torch.linalg.eigvalsh(given.gram)[0]) * torch.eye(len(given.gram)))
+
+
+def test_extra_steps_are_told_with_the_layers_they_concern(real: Block) -> None:
+    given = inputs(real)
+    assert solved(real, {STATIC: RECIPES[STATIC]})[STATIC].steps == ()
+    given |= dict.fromkeys(GROUPS[2].linears, indefinite(given[GROUPS[2].linears[0]], 0.05))
+    given |= dict.fromkeys(GROUPS[3].linears, indefinite(given[GROUPS[3].linears[0]], 0.9))
+    result = solve(tensors(real), given, real.model, {STATIC: RECIPES[STATIC]})[STATIC]
+    assert result.steps[0] == "mlp.gate_proj, mlp.up_proj: damping 0.1"
+    assert result.steps[1] in ("mlp.down_proj: damping 1.0", f"mlp.down_proj: {ROUND_TO_NEAREST}")
+    assert len(result.steps) == 2
+
+
+def test_empty_weights_and_silent_inputs(device: torch.device) -> None:
+    """A pruned layer and an input that calibration never woke: finite errors, and zeros stay zeros."""
+    real = block("mistral")
+    weights, given = tensors(real, device), inputs(real, device)
+    empty, (silent,) = "self_attn.v_proj.weight", GROUPS[3].linears
+    weights[empty] = torch.zeros_like(weights[empty])
+    given[silent] = statistics(torch.zeros_like(given[silent].gram))
+    for result in solve(weights, given, real.model, RECIPES).values():
+        assert all(isfinite(error) and error >= 0 for error in result.errors.values())
+        assert not result.linears[empty].dequantize().any()
+        assert (result.errors[empty], result.errors[silent]) == (0.0, 0.0)
+        rounded = result.linears[silent].dequantize()
+        assert (rounded - weights[silent]).norm() < 0.5 * weights[silent].norm()
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_devices_agree(key: str, device: torch.device) -> None:
+    real = block("qwen2")
+    here, there = (solved(real, {key: RECIPES[key]}, place)[key] for place in ("cpu", device))
+    for name, value in here.others.items():
+        torch.testing.assert_close(there.others[name].cpu(), value, rtol=1e-3, atol=1e-6)
+    codes = [np.concatenate([linear.codes.cpu().flatten() for linear in r.linears.values()]) for r in (here, there)]
+    apart = np.abs(codes[0].astype(int) - codes[1].astype(int))
+    assert (apart > 0).mean() < 0.01
+    for name, error in here.errors.items():
+        assert there.errors[name] == pytest.approx(error, rel=0.02)
