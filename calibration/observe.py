@@ -1,7 +1,7 @@
 """The one pass of calibration: every block is shown to its visitor with what went into each of its linears.
 
 All formats are made from this pass, so a model is read and run once however many are asked for. Memory is one block,
-its statistics, and the hidden states twice (before and after the block), whatever the model's depth.
+its statistics, and the hidden states, whatever the model's depth.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Block:
 
 
 Visit = Callable[[Block], Mapping[str, Tensor] | None]
-"""Sees each block once. Tensors that it returns replace the block's own for all that follows."""
+"""Sees each block once. Where calibration is sequential, tensors that it returns replace the block's own."""
 
 
 def observe(
@@ -50,21 +50,23 @@ def observe(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     precision: Precision = "auto",
+    sequential: bool = False,
     start: int = 0,
     replaced: Callable[[int], Mapping[str, Tensor]] | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run all rows through the model, a block at a time, and show each block and then the head to `visit`.
 
-    Where `visit` returns None, the next block sees the states of the full-precision model. Where it returns tensors
-    by their Hugging Face names (dequantized weights), the block runs once more with them in place, and the next block
-    sees what the quantized model would: true sequential calibration.
+    As a rule every block sees the states of the full-precision model. Sequential calibration runs each block once more,
+    with the tensors in place that `visit` returned by their Hugging Face names (dequantized weights), and the next
+    block sees what the quantized model would.
 
     Args:
         config: the model's `config.json`.
         rows: token ids, of any lengths; padding enters no statistic.
         dtype: weights and states are computed in it, whatever the checkpoint stores.
         precision: of the matrix products; the same on every run, or a resumed one differs from the first.
+        sequential: run each block again as `visit` made it.
         start: blocks below it are only run, not shown: a resumed calibration, which from there on has the same bits.
         replaced: for those blocks, what `visit` had returned.
         on_block: told after each block how many are done, and of how many.
@@ -72,61 +74,70 @@ def observe(
     Raises:
         HermetiqError: a `model_type` whose layers are not known here; a replacement that the block has no place for.
         Refusal: `hessian-nan`, with the first module that put out NaN or infinity.
+        ValueError: `visit` returned tensors, and the calibration is not sequential.
     """
     walk = Walk(config, load, torch.device(device), dtype)
     batches = batched(rows)
     states = walk.embed(rows, batches)
     real = [_real(state, [len(rows[row]) for row in batch]) for state, batch in zip(states, batches, strict=True)]
     _check_embedding(states, real)
-    calibration = _Calibration(walk, real, visit, precision)
+    calibration = _Calibration(walk, states, real, visit, precision, sequential)
     for index, block in enumerate(walk.blocks()):
         if index < start:
-            states = calibration.run(index, block, states, replaced(index) if replaced else {})
+            calibration.run(index, block, replaced(index) if replaced else {})
         else:
-            states = calibration.show(index, block, states)
+            calibration.show(index, block)
         if on_block is not None:
             on_block(index + 1, walk.depth)
     if start <= walk.depth:
-        calibration.show_head(states)
+        calibration.show_head()
 
 
+@dataclass(frozen=True)
 class _Calibration:
-    """What stays the same from block to block."""
+    """The states of all rows on their way through the blocks."""
 
-    def __init__(self, walk: Walk, real: Sequence[Tensor | None], visit: Visit, precision: Precision) -> None:
-        self._walk, self._real, self._visit, self._precision = walk, real, visit, precision
+    walk: Walk
+    states: list[Tensor]
+    """By batch, (rows, tokens, hidden); each gives way to what comes after it, so they are never held twice."""
+    real: Sequence[Tensor | None]
+    visit: Visit
+    precision: Precision
+    sequential: bool
 
-    def run(
-        self, index: int, block: nn.Module, states: Sequence[Tensor], replacement: Mapping[str, Tensor]
-    ) -> list[Tensor]:
-        """States behind the block, with some of its tensors replaced."""
+    def run(self, index: int, block: nn.Module, replacement: Mapping[str, Tensor]) -> None:
+        """Take the states through the block, with some of its tensors replaced."""
         _replace(block, _prefix(index), replacement)
-        with products(self._precision):
-            return [self._walk.forward(index, block, state) for state in states]
+        with products(self.precision):
+            for number, state in enumerate(self.states):
+                self.states[number] = self.walk.forward(index, block, state)
 
-    def show(self, index: int, block: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
-        """States behind the block, once its visitor has seen it."""
+    def show(self, index: int, block: nn.Module) -> None:
+        """Take the states through the block and let the visitor see it."""
         recorder = _Recorder(_prefix(index))
-        after = []
-        with products(self._precision), recorder.listening(block):
-            for state, real in zip(states, self._real, strict=True):
-                recorder.real = real
-                after.append(self._walk.forward(index, block, state))
+        with products(self.precision), recorder.listening(block):
+            for number, recorder.real in enumerate(self.real):
+                after = self.walk.forward(index, block, self.states[number])
+                if not self.sequential:
+                    self.states[number] = after
         peaks, inputs = recorder.sound()
         weights = {_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
-        replacement = self._visit(Block(index, weights, inputs, peaks))
-        return after if replacement is None else self.run(index, block, states, replacement)
+        replacement = self.visit(Block(index, weights, inputs, peaks))
+        if self.sequential:
+            self.run(index, block, replacement or {})
+        elif replacement is not None:
+            raise ValueError("replacements are for sequential calibration")
 
-    def show_head(self, states: Sequence[Tensor]) -> None:
+    def show_head(self) -> None:
         """Let the visitor see what goes into the head. Logits are not computed: they would cost more than a block."""
         recorder = _Recorder("")
-        with products(self._precision):
-            for state, recorder.real in zip(states, self._real, strict=True):
-                (final,) = self._walk.normalised([state])
+        with products(self.precision):
+            for state, recorder.real in zip(self.states, self.real, strict=True):
+                (final,) = self.walk.normalised([state])
                 recorder.output("model.norm", final)
                 recorder.input(HEAD, final)
         peaks, inputs = recorder.sound()
-        self._visit(Block(self._walk.depth, {}, inputs, peaks))
+        self.visit(Block(self.walk.depth, {}, inputs, peaks))
 
 
 class _Recorder:

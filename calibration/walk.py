@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
+from hermetiq.machine import give_back_memory
 from hermetiq.model import EMBEDDING, HEAD
 
 Load = Callable[[str], Tensor]
@@ -134,6 +135,7 @@ class Walk:
             self._fill(layer, f"model.layers.{index}.")
             yield layer
             layer.to("meta")
+            give_back_memory()
 
     @torch.no_grad()
     def forward(

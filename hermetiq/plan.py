@@ -91,7 +91,7 @@ class Job:
 
     @property
     def _memory(self) -> int:
-        """Two tensors, as one is read ahead; while calibrating, a block with its statistics and the states twice."""
+        """Two tensors, as one is read ahead; while calibrating, a block with its statistics and the states."""
         shapes = self.source.model.expected_tensors().values()
         narrow = all(info.dtype in ("BF16", "F16") for info in self.source.tensors.values())
         writing = 2 * max(map(prod, shapes)) * (2 if narrow else _FLOAT)
@@ -103,7 +103,7 @@ def _walking(model: ModelConfig, rows: CalibrationRows) -> int:
     layers = [shape for name, shape in linears(model).items() if name.startswith("model.layers.0.")]
     weights = sum(map(prod, layers))
     grams = sum(width**2 for width in {width for _, width in layers}) * 2
-    states = 2 * rows.report.tokens * model.hidden
+    states = rows.report.tokens * model.hidden
     return _FLOAT * (3 * weights + grams + states)
 
 

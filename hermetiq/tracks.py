@@ -74,6 +74,7 @@ def calibrate(job: Job, journal: Journal, device: torch.device, tick: Ticker) ->
         job.rows.rows,
         _Visitor(job, journal),
         device=device,
+        sequential=job.sequential,
         start=journal.blocks,
         replaced=(lambda index: journal.read(index, _SEQUENTIAL)) if job.sequential else None,
         on_block=lambda done, of: tick(f"calibrating block {min(done + 1, of)} of {of}", done / of),

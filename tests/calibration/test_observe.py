@@ -152,7 +152,7 @@ def test_replacements_are_what_the_next_block_sees(folder: Path, rows: list[list
         return halved(block)
 
     with opened(folder) as (config, load):
-        observe(config, load, rows, visit, precision="float32")
+        observe(config, load, rows, visit, precision="float32", sequential=True)
         states = final_hidden(config, lambda name: load(name) / (2 if "_proj.weight" in name else 1), rows)
     x = torch.cat(states).double()
     close(heads[0].gram, x.T @ x)
@@ -169,7 +169,7 @@ def test_a_resumed_pass_has_the_same_bits(folder: Path, rows: list[list[int]], s
             return halved(block) if sequential else None
 
         with opened(folder) as (config, load):
-            observe(config, load, rows, visit, **options)
+            observe(config, load, rows, visit, sequential=sequential, **options)
         return blocks
 
     whole = run()
@@ -189,7 +189,12 @@ def test_a_replacement_that_fits_nowhere_is_refused(folder: Path, rows: list[lis
         {"model.layers.0.mlp.up_proj.weight": torch.zeros(64, 520)},
     ):
         with opened(folder) as (config, load), pytest.raises(HermetiqError, match=r"no place for model.layers.\d.mlp"):
-            observe(config, load, rows, lambda _, tensors=tensors: tensors)
+            observe(config, load, rows, lambda _, tensors=tensors: tensors, sequential=True)
+
+
+def test_a_replacement_that_nobody_asked_for_is_an_error(folder: Path, rows: list[list[int]]) -> None:
+    with opened(folder) as (config, load), pytest.raises(ValueError, match="sequential"):
+        observe(config, load, rows, halved)
 
 
 @pytest.mark.parametrize(
