@@ -119,9 +119,36 @@ def test_export_then_verify(hermetiq: Program, trained_hermes: Path, tmp_path: P
     assert set(json.loads((out / "hermetiq.json").read_text())["verification"]) == {
         artifact["file"] for artifact in manifest["artifacts"]
     }
+    alien = hermetiq("verify", out, "--source", trained_hermes, "--runtime", "autoawq")
+    assert alien.status == 2
+    assert "autoawq does not read gguf" in alien.err
     impossible = hermetiq("verify", out, "--source", trained_hermes, "--max-kl", "0", "--json")
     assert impossible.status == 1
     assert not any(report["passed"] for report in json.loads(impossible.out))
+
+
+def test_doctor_tells_the_same_as_a_table_and_as_json(
+    hermetiq: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERMETIQ_CACHE", str(tmp_path))
+    shown, told = hermetiq("doctor"), hermetiq("doctor", "--json")
+    assert (shown.status, told.status) == (0, 0)
+    lines = json.loads(told.out)
+    assert list(lines[0]) == ["name", "state", "what", "formats", "remedy"]
+    assert {"gptqmodel", "transformers", "exllamav2"} <= {line["name"] for line in lines}
+    for line in lines:
+        assert all(value in shown.out for value in (line["name"], line["state"], line["what"], line["remedy"]))
+
+
+def test_doctor_installs_what_is_named_or_says_why_not(hermetiq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr(cli, "ensure", lambda name, tick: installed.append(name))
+    unknown = hermetiq("doctor", "--install", "autoawq", "--install", "vllm")
+    assert (unknown.status, installed) == (2, [])
+    assert "no runtime 'vllm'" in unknown.err
+    assert hermetiq("doctor", "--install", "exllamav2").status == 2
+    assert hermetiq("doctor", "--install", "autoawq", "--json").status == 0
+    assert installed == ["autoawq"]
 
 
 def usage(tmp: Path, source: Path) -> dict[str, tuple[Sequence[object], str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import torch
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import CheckFailed
-from hermetiq.runtimes import packages
 from hermetiq.runtimes.packages import Question, ask
 from hermetiq.verify import foreign
 from hermetiq.verify.foreign import Observed
 from hermetiq.verify.judge import Findings
 from hermetiq.verify.reading import read_rows
 from hermetiq.verify.reference import Reference, read
+from tests.fixtures.packages import stand_in
 
 PLAIN = """
     import sys
@@ -48,16 +47,8 @@ def asked(source: Checkpoint) -> Reference:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the source of an `auto_gptq` goes that the real worker will import, with this Python."""
-    module = tmp_path / "auto_gptq.py"
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(
-        f"import runpy, sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-        f"runpy.run_path({str(packages.WORKER)!r}, run_name='__main__')\n"
-    )
-    monkeypatch.setattr(packages, "WORKER", wrapper)
-    monkeypatch.setattr(packages, "ensure", lambda name, tick: Path(sys.executable))
-    return module
+    """Where the source of an `auto_gptq` goes."""
+    return stand_in(tmp_path, monkeypatch)
 
 
 def question(**changes: object) -> Question:
