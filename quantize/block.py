@@ -16,9 +16,12 @@ from hermetiq.model import ModelConfig
 
 from .factor import Factor, factorize
 from .fold import GROUPS, Folded, Group, fold
-from .gptq import quantize, split
+from .gptq import rounded, split
 from .result import QuantizedLinear
 from .spec import LinearRecipe, Order
+
+_TINY = 1e-30
+"""Energy of a weight or an input that is all zeros."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class SolvedBlock:
     others: Mapping[str, Tensor]
     """Every other tensor of the block, float32, with the folds in it."""
     errors: Mapping[str, float]
-    """By weight: energy of the output's error over energy of the output, on the calibration inputs."""
+    """By weight: energy of the output's error over energy of the output, on the calibration inputs with damping."""
     steps: tuple[str, ...]
     """What the factorisations had to do beyond the ordinary, each with the layers it concerns."""
 
@@ -55,12 +58,12 @@ def solve(
         order: {group: factorize(inputs[group.linears[0]], order) for group in GROUPS}
         for order in {_sweeping(recipe.order) for recipe in recipes.values()}
     }
-    grams = {group: inputs[group.linears[0]].gram for group in GROUPS}
+    energies = {name: _energy(weights[name], inputs[name].gram) for group in GROUPS for name in group.linears}
     solved = {}
     for key, recipe in recipes.items():
         chosen = factors[_sweeping(recipe.order)]
         folded = fold(weights, {group: factor.sensitivity for group, factor in chosen.items()}, model)
-        solved[key] = _solve(folded, chosen, grams, recipe)
+        solved[key] = _solve(folded, chosen, energies, recipe)
     return solved
 
 
@@ -70,30 +73,28 @@ def _sweeping(order: Order) -> Order:
 
 
 def _solve(
-    folded: Folded, factors: Mapping[Group, Factor], grams: Mapping[Group, Tensor], recipe: LinearRecipe
+    folded: Folded, factors: Mapping[Group, Factor], energies: Mapping[str, float], recipe: LinearRecipe
 ) -> SolvedBlock:
     linears: dict[str, QuantizedLinear] = {}
     errors: dict[str, float] = {}
     steps = []
     for group, factor in factors.items():
-        scales = folded.factors[group]
         parts = [folded.weights[name] for name in group.linears]
-        joined = quantize(torch.cat(parts), factor.folded(scales), recipe)
-        gram = grams[group] / scales[:, None] / scales
-        for name, weight, linear in zip(group.linears, parts, split(joined, [len(p) for p in parts]), strict=True):
-            linears[name] = linear
-            errors[name] = _relative_error(weight, linear.dequantize(), gram)
+        rows = [len(part) for part in parts]
+        joined = rounded(torch.cat(parts), factor.folded(folded.factors[group]), recipe)
+        linears |= zip(group.linears, split(joined.linear, rows), strict=True)
+        losses = zip(group.linears, torch.split(joined.losses, rows), strict=True)
+        errors |= {name: float(loss.sum()) / energies[name] for name, loss in losses}
         if factor.step:
             steps.append(f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}")
     others = {name: value for name, value in folded.weights.items() if name not in linears}
     return SolvedBlock(linears, others, errors, tuple(steps))
 
 
-def _relative_error(
+def _energy(
     weight: Tensor,  # (out, in)
-    rounded: Tensor,  # (out, in)
     gram: Tensor,  # (in, in)
 ) -> float:
-    """tr(E G Eᵀ) / tr(W G Wᵀ), with E the difference."""
-    difference = rounded - weight
-    return float(((difference @ gram) * difference).sum() / ((weight @ gram) * weight).sum().clamp(min=1e-30))
+    """tr(W H Wᵀ), H being the Gram matrix over its mean diagonal; folds do not change it."""
+    mean = float(gram.diagonal().mean())
+    return max(float(((weight @ gram) * weight).sum()) / max(mean, _TINY), _TINY)

@@ -32,7 +32,10 @@ ROUND_TO_NEAREST = "round to nearest"
 
 @dataclass(frozen=True)
 class Factor:
-    """The inverse Hessian of one input, factorised: `(H + damping)⁻¹ = Uᵀ U` in the order of rounding."""
+    """The inverse Hessian of one input, factorised: `(H + damping)⁻¹ = Uᵀ U` in the order of rounding.
+
+    H is the Gram matrix over its mean diagonal.
+    """
 
     order: Tensor  # (in,) int64: the column that is rounded first, second, …
     upper: Tensor  # (in, in) float32, upper triangular, in that order

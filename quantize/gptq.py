@@ -21,11 +21,24 @@ _BLOCK = 32
 """Columns between two updates of all columns behind them: inside, updates are small and stay in the cache."""
 
 
-def quantize(
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight, and what the rounding cost."""
+
+    linear: QuantizedLinear
+    losses: Tensor  # (out,): e H eᵀ of each row's error e, with the damped H of the factor
+
+
+def quantize(weight: Tensor, factor: Factor, recipe: LinearRecipe) -> QuantizedLinear:
+    """`rounded` without its losses."""
+    return rounded(weight, factor, recipe).linear
+
+
+def rounded(
     weight: Tensor,  # (out, in) float32
     factor: Factor,
     recipe: LinearRecipe,
-) -> QuantizedLinear:
+) -> Rounded:
     """Round a weight, or several that share an input, joined by their rows.
 
     Args:
@@ -48,13 +61,14 @@ def quantize(
         group_of[factor.order] = places
     codes = torch.empty_like(swept.codes)
     codes[factor.order] = swept.codes
-    return QuantizedLinear(
+    linear = QuantizedLinear(
         codes=codes.T.contiguous(),
         scales=swept.grid.scales.half(),
         zeros=swept.grid.zeros.to(torch.uint8),
         group_of=group_of.to(torch.int32),
         bits=recipe.bits,
     )
+    return Rounded(linear, swept.losses)
 
 
 def split(linear: QuantizedLinear, rows: list[int]) -> list[QuantizedLinear]:
@@ -75,6 +89,7 @@ def split(linear: QuantizedLinear, rows: list[int]) -> list[QuantizedLinear]:
 class _Swept:
     codes: Tensor  # (in, out) uint8, in the order of rounding
     grid: Grid
+    losses: Tensor  # (out,)
 
 
 def _sweep(
@@ -92,6 +107,7 @@ def _sweep(
     # Transposed, a column is contiguous. What is not yet rounded holds the feedback of all that is.
     left = weight.T[factor.order].contiguous()
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    losses = torch.zeros(rows, device=weight.device)
     grids: list[Grid] = []
     places = group_of.tolist()
     for start in range(0, columns, _BLOCK):
@@ -107,7 +123,10 @@ def _sweep(
             error = torch.sub(left[column], code.sub_(zero).mul_(scale), out=errors[column - start])
             left[column + 1 : end].addr_(upper[column, column + 1 : end], error, alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    return _Swept(codes, grid or Grid(*(torch.cat([getattr(g, n) for g in grids]) for n in ("scales", "zeros"))))
+        losses += sensitivity[start:end] @ errors.square()
+    if grid is None:
+        grid = Grid(torch.cat([item.scales for item in grids]), torch.cat([item.zeros for item in grids]))
+    return _Swept(codes, grid, losses)
 
 
 def _row(grid: Grid, group: int) -> tuple[Tensor, Tensor]:  # each (out,)

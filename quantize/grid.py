@@ -72,7 +72,7 @@ def _symmetric(
     side with the largest weight, as in llama.cpp's Q4_0. Readers only multiply by the scale."""
     middle = recipe.levels // 2
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
-    best, chosen = torch.full_like(largest, torch.inf), torch.zeros_like(largest)
+    best, chosen = torch.full_like(largest, torch.inf), torch.full_like(largest, torch.inf)
     for share in _SHRINK[recipe.bits]:
         scale = _stored(largest * (-share / middle))
         codes = (groups / scale[..., None]).round_().clamp_(-middle, middle - 1)
@@ -91,7 +91,7 @@ def _asymmetric(
     top = recipe.levels - 1
     low, high = groups.amin(-1).clamp_(max=0.0), groups.amax(-1).clamp_(min=0.0)
     best = torch.full_like(low, torch.inf)
-    chosen, zeros = torch.zeros_like(low), torch.zeros_like(low)
+    chosen, zeros = torch.full_like(low, torch.inf), torch.zeros_like(low)
     for share in _SHRINK[recipe.bits]:
         scale = _stored((high - low) * (share / top))
         zero = (low * -share / scale).round_().clamp_(recipe.zero_offset, top)
