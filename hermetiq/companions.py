@@ -68,7 +68,7 @@ def companions(
         documents[name] = quantization
     return {
         **{name: _json(document) for name, document in documents.items()},
-        "tokenizer.json": _tokenizer_json(checkpoint, contract),
+        "tokenizer.json": _joined_merges(_tokenizer_json(checkpoint, contract)),
         TEMPLATE: contract.template.encode(),
         **dict(_copies(checkpoint)),
     }
@@ -154,6 +154,19 @@ def _tokenizer_json(checkpoint: Checkpoint, contract: ChatContract) -> bytes:
     )
     text: str = changed.to_str()
     return text.encode()
+
+
+def _joined_merges(data: bytes) -> bytes:
+    """A `tokenizer.json` with merges as `a b`, which every reader takes; pairs only `tokenizers` since 0.20 (U47).
+
+    Pairs stay where a half holds a space, which the older form cannot say.
+    """
+    document = json.loads(data)
+    merges = document["model"].get("merges") or []
+    if all(isinstance(merge, str) for merge in merges) or any(" " in half for merge in merges for half in merge):
+        return data
+    joined = [" ".join(merge) for merge in merges]
+    return _json({**document, "model": {**document["model"], "merges": joined}})
 
 
 def _special_texts(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, str | None]:

@@ -102,12 +102,36 @@ def test_the_same_arguments_give_the_same_bytes(bpe: Path) -> None:
     assert companions(source, contract, FRAGMENT) == companions(source, contract, FRAGMENT)
 
 
-def test_what_needs_no_change_keeps_its_bytes(hermes: Path) -> None:
-    source = open_checkpoint(hermes)
+def test_what_needs_no_change_keeps_its_bytes(hermes: Path, tmp_path: Path) -> None:
+    folder = copy_of(hermes, tmp_path / "m")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    joined = [" ".join(merge) for merge in document["model"]["merges"]]
+    (folder / "tokenizer.json").write_text(json.dumps({**document, "model": {**document["model"], "merges": joined}}))
+    source = open_checkpoint(folder)
     files = companions(source, derive(source), FRAGMENT)
     for name in ("tokenizer.json", "tokenizer.model"):
-        assert files[name] == (hermes / name).read_bytes()
-    assert json.loads(files["added_tokens.json"]) == json.loads((hermes / "added_tokens.json").read_text())
+        assert files[name] == (folder / name).read_bytes()
+    assert json.loads(files["added_tokens.json"]) == json.loads((folder / "added_tokens.json").read_text())
+
+
+def test_merges_are_in_the_form_that_every_reader_takes(bpe: Path) -> None:
+    before = json.loads((bpe / "tokenizer.json").read_text())
+    after = documents(bpe)["tokenizer.json"]
+    assert after["model"]["merges"] == [f"{left} {right}" for left, right in before["model"]["merges"]] != []
+    after["model"]["merges"] = before["model"]["merges"]
+    assert after == before
+
+
+def test_merges_of_tokens_with_a_space_stay_pairs(bpe: Path, tmp_path: Path) -> None:
+    folder = copy_of(bpe, tmp_path / "m")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    *merges, (first, second), (third, fourth) = model["merges"]
+    renamed = {first + second: " ", third + fourth: "! "}
+    model["vocab"] = {renamed.get(text, text): index for text, index in model["vocab"].items()}
+    model["merges"] = [*merges, ["!", " "]]
+    edit_json(folder / "tokenizer.json", model=model)
+    source = open_checkpoint(folder)
+    assert companions(source, derive(source), {})["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
 
 
 def test_both_generations_of_transformers_read_the_configuration(bpe: Path, tmp_path: Path) -> None:
