@@ -7,7 +7,7 @@ and the source has walked the package's answers, `agreement` and `stops` hold th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.manifest import Check
 from hermetiq.progress import Ticker, silent
-from hermetiq.quantize.spec import Spec
+from hermetiq.quantize.spec import LinearRecipe, Spec
 from hermetiq.runtimes.environments import RUNTIMES, environment_of, runtime
 from hermetiq.runtimes.llama_cpp import Generation
 from hermetiq.runtimes.packages import Answers, Question, ask
@@ -39,6 +39,18 @@ HALF = 0.25
 
 SmolLM2-135M differs by 0.0001 and by 0.08 to 0.18; another zero-point, order or grouping by several units."""
 AGREEMENT = {"auto-gptq": EXACT, "autoawq": HALF, "gptqmodel": HALF, "transformers": HALF}
+
+GAPS: Mapping[str, tuple[Callable[[LinearRecipe], bool], str]] = {
+    "auto-gptq": (
+        lambda recipe: recipe.zero_offset == 0,
+        "takes every GPTQ folder for version 1, and would misread -v2",
+    ),
+    "gptqmodel": (
+        lambda recipe: recipe.zero_offset == 1 and not recipe.symmetric,
+        "refuses asymmetric GPTQ of version 1 that is not its own; it reads -v2",
+    ),
+}
+"""By runtime, recipes of its formats that it does not read, and why."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,8 @@ def unread(name: str, spec: Spec) -> str:
     """
     if spec.format not in runtime(name).formats:
         return f"{name} does not read {spec.format}"
-    # It takes a stored zero-point of all bits set for 0, and refuses the version that cannot say which is meant.
-    if name == "gptqmodel" and spec.format == "gptq" and not spec.linear.symmetric and spec.linear.zero_offset:
-        return f"{name} refuses asymmetric GPTQ of version 1; it reads {spec}-v2"
-    return ""
+    gap, reason = GAPS.get(name, (None, ""))
+    return f"{name} {reason}" if gap and gap(spec.linear) else ""
 
 
 def require_reader(name: str, specs: Sequence[Spec]) -> None:

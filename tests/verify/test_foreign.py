@@ -88,7 +88,8 @@ def test_a_format_that_the_package_does_not_read_is_a_note(reports: dict[str, Ar
         ("exllamav2", [GPTQ], "cannot run here: it needs a GPU"),
         ("auto-gptq", [AWQ, "gguf:Q8_0"], "does not read awq; .* gguf.*--runtime autoawq or gptqmodel or transformers"),
         ("autoawq", ["gguf:Q8_0"], "does not read gguf.*llama.cpp"),
-        ("gptqmodel", ["gptq:4bit-g64-asym"], "reads gptq:4bit-g64-asym-v2.*--runtime auto-gptq or transformers"),
+        ("gptqmodel", ["gptq:4bit-g64-asym"], "it reads -v2.*--runtime auto-gptq or transformers"),
+        ("auto-gptq", ["gptq:4bit-g64-v2"], "would misread -v2.*--runtime gptqmodel or transformers"),
     ],
 )
 def test_a_runtime_that_can_say_nothing_is_refused_with_those_that_can(name: str, specs: list[str], told: str) -> None:
