@@ -51,6 +51,13 @@ def observed(inputs: Tensor, device: torch.device | str = "cpu") -> Statistics:
     return statistics((inputs.T @ inputs).to(device))
 
 
+def with_eigenvalues(*values: float) -> Tensor:
+    """A matrix with these eigenvalues in no particular basis, scaled to a mean diagonal of one."""
+    basis, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(5)))
+    gram = (basis * torch.tensor(values)) @ basis.T
+    return (gram + gram.T) / (2 * gram.diagonal().mean())
+
+
 @dataclass(frozen=True)
 class Block:
     """A one-layer model of transformers with random weights; its output shows what its block computes."""

@@ -11,7 +11,7 @@ from hermetiq.quantize.factor import DAMPING, ROUND_TO_NEAREST, Factor, factoriz
 from hermetiq.quantize.spec import Order
 from tests.oracles import gptq as oracle
 from tests.oracles.gptq import Floats
-from tests.quantize.inputs import activations, observed, statistics
+from tests.quantize.inputs import activations, observed, statistics, with_eigenvalues
 
 ORDERS: tuple[Order, ...] = ("static", "actorder", "plain")
 
@@ -35,13 +35,6 @@ def product(factor: Factor) -> Floats:
     upper = double(factor.upper)
     unsorted = np.argsort(factor.order.cpu().numpy())
     return (upper.T @ upper)[np.ix_(unsorted, unsorted)]
-
-
-def with_eigenvalues(*values: float) -> Tensor:
-    """A matrix with these eigenvalues in any basis, scaled to a mean diagonal of one."""
-    basis, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(5)))
-    gram = (basis * torch.tensor(values)) @ basis.T
-    return (gram + gram.T) / (2 * gram.diagonal().mean())
 
 
 @pytest.mark.parametrize("order", ORDERS)

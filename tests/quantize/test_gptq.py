@@ -16,13 +16,13 @@ from hermetiq.errors import HermetiqError
 from hermetiq.quantize import grid
 from hermetiq.quantize.factor import ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import balanced
-from hermetiq.quantize.gptq import quantize, split
+from hermetiq.quantize.gptq import quantize, rounded, split
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe, Order
 from tests.oracles import gptq as oracle
 from tests.oracles import grid as grid_oracle
 from tests.oracles.gptq import Floats
-from tests.quantize.inputs import activations, observed, statistics, weights
+from tests.quantize.inputs import activations, observed, statistics, weights, with_eigenvalues
 
 TIE = 1e-4
 """Share of a step: what lies this close to the middle between two codes may be rounded to either."""
@@ -59,9 +59,9 @@ def nearest(weight: Tensor, factor: Factor, recipe: LinearRecipe) -> QuantizedLi
 
 def as_the_turn_came(weight: Tensor, gram: Tensor, factor: Factor, linear: QuantizedLinear) -> Floats:
     """What the oracle has for each column just before it is rounded, with all columns before rounded as in `linear`."""
-    rounded = double(linear.dequantize())
+    read = double(linear.dequantize())
     return oracle.sweep(
-        double(weight), oracle.damped(double(gram), factor.damping), factor.order.tolist(), lambda j, _: rounded[:, j]
+        double(weight), oracle.damped(double(gram), factor.damping), factor.order.tolist(), lambda j, _: read[:, j]
     )
 
 
@@ -111,7 +111,8 @@ def check_against_the_paper(shape: tuple[int, int], recipe: LinearRecipe, device
     weight = weights(out, columns).to(device)
     given = observed(activations(columns, dead=columns // 16), device)
     factor = factorize(given, recipe.order)
-    linear = quantize(weight, factor, recipe)
+    made = rounded(weight, factor, recipe)
+    linear = made.linear
     size = recipe.group_size or columns
     place = np.argsort(factor.order.tolist()) if recipe.order == "actorder" else np.arange(columns)
     assert linear.group_of.tolist() == (place // size).tolist()
@@ -122,12 +123,15 @@ def check_against_the_paper(shape: tuple[int, int], recipe: LinearRecipe, device
         double(weight) if recipe.order == "static" else at_the_start_of_each_group(weight, given.gram, factor, linear)
     )
     assert_best_grids(seen, double(factor.sensitivity), linear, recipe)
+    difference = double(linear.dequantize()) - double(weight)
+    hessian = oracle.damped(double(given.gram / given.gram.diagonal().mean()), factor.damping)
+    np.testing.assert_allclose(double(made.losses), ((difference @ hessian) * difference).sum(1), rtol=1e-3, atol=1e-9)
 
 
 def at_the_start_of_each_group(weight: Tensor, gram: Tensor, factor: Factor, linear: QuantizedLinear) -> Floats:
     """What the columns of each group had become when the first of them was rounded."""
-    rounded, group_of = double(linear.dequantize()), linear.group_of.cpu().numpy()
-    seen = np.empty_like(rounded)
+    read, group_of = double(linear.dequantize()), linear.group_of.cpu().numpy()
+    seen = np.empty_like(read)
     started = set()
 
     def watched(column: int, left: Floats) -> Floats:
@@ -135,7 +139,7 @@ def at_the_start_of_each_group(weight: Tensor, gram: Tensor, factor: Factor, lin
             started.add(group_of[column])
             members = group_of == group_of[column]
             seen[:, members] = left[:, members]
-        return rounded[:, column]
+        return read[:, column]
 
     oracle.sweep(double(weight), oracle.damped(double(gram), factor.damping), factor.order.tolist(), watched)
     return seen
@@ -149,7 +153,7 @@ def test_the_oracle_left_alone_comes_to_the_same_codes(symmetric: bool, device: 
     linear = quantize(weight, factor, recipe)
     scales, zeros = double(linear.scales), double(linear.zeros).astype(int)
 
-    def rounded(column: int, left: Floats) -> Floats:
+    def on_the_grid(column: int, left: Floats) -> Floats:
         grids = zip(left[:, column], scales[column // 32], zeros[column // 32], strict=True)
         return np.array([grid_oracle.nearest(np.array([w]), s, z, recipe.bits)[0] for w, s, z in grids])
 
@@ -157,7 +161,7 @@ def test_the_oracle_left_alone_comes_to_the_same_codes(symmetric: bool, device: 
         double(weight),
         oracle.damped(double(given.gram), 0.01),
         oracle.most_active_first(double(given.gram)),
-        lambda column, left: rounded(column, left),
+        on_the_grid,
     )
     codes = np.clip(np.rint(values / scales.repeat(32, 0).T + zeros.repeat(32, 0).T), 0, recipe.levels - 1)
     assert (codes == double(linear.codes)).all()
@@ -200,8 +204,8 @@ def test_a_group_of_zeros_stays_zero(kind: LinearRecipe, device: torch.device) -
 
 
 def test_rounding_to_nearest_is_what_the_last_step_of_the_ladder_does() -> None:
-    weight, gram = weights(3, 96), observed(activations(96)).gram
-    factor = factorize(statistics(gram - 2 * torch.diag(gram.diagonal())), "static")
+    weight = weights(3, 96)
+    factor = factorize(statistics(with_eigenvalues(*[1.0] * 95, -3.0)), "static")
     assert factor.step == ROUND_TO_NEAREST
     assert_closest_points(double(weight), quantize(weight, factor, BASE))
 
