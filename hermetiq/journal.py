@@ -152,7 +152,8 @@ def _finished(folder: Path, identity: str) -> tuple[list[_Record], tuple[str, ..
         except (OSError, ValueError, KeyError, TypeError) as error:
             broken = str(error) or type(error).__name__
     kept = {place(folder, index) for index in range(len(records)) for place in (_record_path, _tensors_path)}
-    stale = [path for path in sorted(folder.glob("block-*")) if path not in kept]
+    # A block cut short may have left files of any name: safetensors writes under names of its own.
+    stale = [path for path in sorted(folder.iterdir()) if path not in kept | {folder / IDENTITY}]
     claims = [path for path in stale if path.suffix == ".json"]
     first = _record_path(folder, len(records))
     distrusted = [f"{path.stem}: {broken if path == first else 'follows a block that is not done'}" for path in claims]

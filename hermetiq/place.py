@@ -33,15 +33,14 @@ def make_room(folder: Path, job: Job, *, overwrite: bool, resume: bool) -> set[P
     if job.source.path.resolve().is_relative_to(folder.resolve()):
         raise HermetiqError("the source lies in it", where=str(folder), remedy="choose another OUT")
     journal = folder / JOURNAL
-    if overwrite and not resume and journal.is_dir() and not journal.is_symlink():
-        shutil.rmtree(journal)
+    unfinished = journal.is_dir() and not journal.is_symlink()
     # Whatever is no real folder counts, so that nothing is ever written through a link.
     found = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     found = {path for path in found if journal not in path.parents}
     abandoned = {path for path in found if path.name.endswith(_ABANDONED) or _unfinished(path, folder, job)}
     finished = sorted(found - abandoned)
-    if resume and journal.is_dir():
-        # What an interrupted export had finished is made again, with the same bytes.
+    if unfinished and (resume or overwrite):
+        # What the interrupted export had finished is made again.
         finished = [path for path in finished if not _ours(path, folder, job)]
     if finished and not overwrite:
         raise HermetiqError(
@@ -54,9 +53,11 @@ def make_room(folder: Path, job: Job, *, overwrite: bool, resume: bool) -> set[P
         raise HermetiqError(
             f"{foreign[0].relative_to(folder)} was not made by hermetiq", where=str(folder), remedy="choose another OUT"
         )
+    if unfinished and overwrite and not resume:
+        shutil.rmtree(journal)
     for path in abandoned:
         path.unlink()
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in journal.glob("*"))
     if free < job.plan.disk:
         raise HermetiqError(
             f"the export takes {job.plan.disk} bytes, {free} are free", where=str(folder), remedy="free disk space"
@@ -72,8 +73,13 @@ def finished(folder: Path, job: Job) -> Manifest | None:
     made = [(item.file, item.spec) for item in manifest.artifacts]
     asked = [(path, str(spec)) for path, spec in job.specs.items()]
     rows = manifest.calibration.sha256 if manifest.calibration else None
-    same = made == asked and manifest.source.fingerprint == job.source.fingerprint()
-    if not same or rows != (job.rows.sha256 if job.rows else None):
+    same = (
+        made == asked
+        and rows == (job.rows.sha256 if job.rows else None)
+        and any(item.imatrix for item in manifest.artifacts) == job.importance
+        and manifest.source.fingerprint == job.source.fingerprint()
+    )
+    if not same:
         return None
     digests = {name: digest for item in manifest.artifacts for name, digest in item.files.items()}
     whole = all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in digests.items())
@@ -96,7 +102,7 @@ def no_empty_folders(*folders: Path) -> Iterator[None]:
 def clear(paths: Collection[Path], folder: Path) -> None:
     """Delete files of an earlier export, and the folders below `folder` that they leave empty."""
     for path in paths:
-        path.unlink()
+        path.unlink(missing_ok=True)
     for parent in sorted({path.parent for path in paths} - {folder}, reverse=True):
         with suppress(OSError):
             parent.rmdir()

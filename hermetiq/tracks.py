@@ -68,17 +68,23 @@ def calibrate(job: Job, journal: Journal, device: torch.device, tick: Ticker) ->
     depth = job.source.model.layers
     if journal.blocks > depth:
         return
-    observe(
-        job.source.config,
-        _sound(job.source),
-        job.rows.rows,
-        _Visitor(job, journal),
-        device=device,
-        sequential=job.sequential,
-        start=journal.blocks,
-        replaced=(lambda index: journal.read(index, _SEQUENTIAL)) if job.sequential else None,
-        on_block=lambda done, of: tick(f"calibrating block {min(done + 1, of)} of {of}", done / of),
-    )
+    try:
+        observe(
+            job.source.config,
+            _sound(job.source),
+            job.rows.rows,
+            _Visitor(job, journal),
+            device=device,
+            sequential=job.sequential,
+            start=journal.blocks,
+            replaced=(lambda index: journal.read(index, _SEQUENTIAL)) if job.sequential else None,
+            on_block=lambda done, of: tick(f"calibrating block {min(done + 1, of)} of {of}", done / of),
+        )
+    except BaseException:
+        # Nothing was made, so there is nothing to resume or to stand in the way of another export.
+        if not journal.blocks:
+            journal.remove()
+        raise
 
 
 def findings(journal: Journal) -> tuple[Finding, ...]:

@@ -15,7 +15,8 @@ ENGINES = ("calibration", "formats", "quantize")
 
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
-    {"hermetiq", "hermetiq.errors", "hermetiq.machine", "hermetiq.model", "hermetiq.progress"},
+    {"hermetiq", "hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
+    {"hermetiq.machine"},
     {"hermetiq.rules", "hermetiq.journal"},
     {"hermetiq.calibration"},
     {"hermetiq.quantize"},

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 import torch
@@ -19,9 +13,9 @@ from torch import Tensor
 
 from hermetiq.errors import HermetiqError
 from hermetiq.journal import Journal
+from tests.fixtures.forks import Forks, content
 from tests.fixtures.models import tiny_checkpoint
 
-ROOT = Path(__file__).parents[1]
 IDENTITY = {"source": "abc", "rows": "128", "specs": "gptq:4bit-g64"}
 TRACKS = ("gptq:4bit-g64", "awq:4bit-g64")
 
@@ -139,6 +133,7 @@ def test_what_a_kill_leaves_in_the_middle_of_a_block_is_no_block(tmp_path: Path)
     begun(tmp_path / "work", blocks=2)
     (tmp_path / "work" / "block-00001.json").unlink()
     (tmp_path / "work" / "block-00002.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "work" / ".tmpzJSmLt").write_bytes(b"half")
     journal = continued(tmp_path / "work")
     assert (journal.blocks, journal.distrusted) == (1, ())
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
@@ -182,45 +177,15 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path: 
     model = tiny_checkpoint(tmp_path / "model", tokenizer="bpe", layers=6)
     draw = random.Random(11)
     killed_with = list[int]()
-    with Exports(model) as exports:
-        exports.run(tmp_path / "warm", killed_after=None)
+    with Forks("tests.fixtures.resumable_worker", model) as exports:
+        exports.run(tmp_path / "warm")
         seconds = time.perf_counter()
-        exports.run(tmp_path / "whole", killed_after=None)
+        exports.run(tmp_path / "whole")
         seconds = time.perf_counter() - seconds
         while len(killed_with) < KILLS:
             work = tmp_path / f"work-{len(killed_with)}"
-            while not exports.run(work, killed_after=draw.uniform(0, seconds)):
+            while not exports.run(work, seconds=draw.uniform(0, seconds)):
                 killed_with.append(len(list(work.glob("block-*.json"))))
             assert content(work) == content(tmp_path / "whole")
     # Early, late and between: not all in one place.
     assert len(set(killed_with)) > 4
-
-
-class Exports:
-    """A process with everything imported, which runs `tests.fixtures.resumable_worker` in forks."""
-
-    def __init__(self, model: Path) -> None:
-        command = [sys.executable, "-m", "tests.fixtures.resumable_worker", str(model)]
-        self._server = subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True)
-
-    def __enter__(self) -> Exports:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.communicate(timeout=60)
-
-    def run(self, work: Path, *, killed_after: float | None) -> bool:
-        """Export, or resume, in `work`, and kill it after so many seconds; whether it had finished by then."""
-        print(work, file=self._server.stdin, flush=True)
-        child = int(self._server.stdout.readline())
-        if killed_after is not None:
-            time.sleep(killed_after)
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        status = int(self._server.stdout.readline())
-        assert status in (0, -signal.SIGKILL)
-        return status == 0
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
