@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hermetiq.errors import CheckFailed
 from hermetiq.machine import cores
-from hermetiq.progress import Ticker, silent
+from hermetiq.progress import Ticker, part, silent
 
 from .environments import ensure
 
@@ -68,7 +68,7 @@ def ask(name: str, folder: Path, question: Question, *, timeout: float = TIMEOUT
             output.
         HermetiqError: the package cannot be installed here.
     """
-    python = ensure(name, tick)
+    python = ensure(name, part(tick, 0.0, 0.5))
     tick(f"{name} reads {folder.name}", 0.5)
     with tempfile.TemporaryDirectory(prefix="hermetiq-") as scratch:
         place = Path(scratch)
