@@ -179,7 +179,7 @@ def test_names_that_can_name_no_file(hermes: Path, name: str) -> None:
 
 
 def test_a_full_disk_is_told_before_work_begins(hermes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hermetiq.pipeline.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("hermetiq.place.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(HermetiqError, match="1 are free"):
         export(prepare(hermes, SPECS), tmp_path / "out")
     assert not (tmp_path / "out").exists()
