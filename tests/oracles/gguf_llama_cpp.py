@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,17 @@ _TENSOR = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*?\], type = +(\S+), ")
 _NEW_TYPE = re.compile(r"MiB \((\S+)\)")
 
 
-def quantize(source: Path, target: Path, file_type: int, *, threads: int = 2) -> None:
-    """`llama_model_quantize` of a whole file."""
+def quantize(
+    source: Path,
+    target: Path,
+    file_type: int,
+    *,
+    threads: int = 2,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """`llama_model_quantize` of a whole file; `imatrix` (in,) by the names of the file."""
     with _log():
-        assert _quantize(source, target, file_type, threads=threads, dry_run=False) == 0
+        assert _quantize(source, target, file_type, threads=threads, dry_run=False, imatrix=imatrix or {}) == 0
 
 
 def chosen_types(source: Path, file_type: int) -> dict[str, str] | str:
@@ -28,7 +35,7 @@ def chosen_types(source: Path, file_type: int) -> dict[str, str] | str:
     Nothing is quantized: the choice is read from the log of a dry run, so the weights of `source` may be a hole.
     """
     with _log() as lines:
-        failed = _quantize(source, source.with_suffix(".none"), file_type, threads=1, dry_run=True)
+        failed = _quantize(source, source.with_suffix(".none"), file_type, threads=1, dry_run=True, imatrix={})
     log = "".join(lines)
     if failed:
         return log
@@ -86,9 +93,24 @@ def end_of_generation(model: Path) -> set[int]:
         return found
 
 
-def _quantize(source: Path, target: Path, file_type: int, *, threads: int, dry_run: bool) -> int:
+def _quantize(
+    source: Path,
+    target: Path,
+    file_type: int,
+    *,
+    threads: int,
+    dry_run: bool,
+    imatrix: Mapping[str, NDArray[np.float32]],
+) -> int:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread, parameters.dry_run = file_type, threads, dry_run
+    # An array that a nameless entry ends.
+    entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix) + 1))()
+    for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
+        entry.name, entry.size = name.encode(), len(values)
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    if imatrix:
+        parameters.imatrix = ctypes.cast(entries, type(parameters.imatrix))
     result = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     return int(result)
 
