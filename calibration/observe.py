@@ -50,6 +50,7 @@ def observe(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     precision: Precision = "auto",
+    first_token_weight: int = 1,
     sequential: bool = False,
     start: int = 0,
     replaced: Callable[[int], Mapping[str, Tensor]] | None = None,
@@ -66,6 +67,7 @@ def observe(
         rows: token ids, of any lengths; padding enters no statistic.
         dtype: weights and states are computed in it, whatever the checkpoint stores.
         precision: of the matrix products; the same on every run, or a resumed one differs from the first.
+        first_token_weight: how often the first token of each row counts in the Gram matrices.
         sequential: run each block again as `visit` made it.
         start: blocks below it are only run, not shown: a resumed calibration, which from there on has the same bits.
         replaced: for those blocks, what `visit` had returned.
@@ -81,7 +83,7 @@ def observe(
     states = walk.embed(rows, batches)
     real = [_real(state, [len(rows[row]) for row in batch]) for state, batch in zip(states, batches, strict=True)]
     _check_embedding(states, real)
-    calibration = _Calibration(walk, states, real, visit, precision, sequential)
+    calibration = _Calibration(walk, states, real, visit, precision, first_token_weight, sequential)
     for index, block in enumerate(walk.blocks()):
         if index < start:
             calibration.run(index, block, replaced(index) if replaced else {})
@@ -103,6 +105,7 @@ class _Calibration:
     real: Sequence[Tensor | None]
     visit: Visit
     precision: Precision
+    first_token_weight: int
     sequential: bool
 
     def run(self, index: int, block: nn.Module, replacement: Mapping[str, Tensor]) -> None:
@@ -114,7 +117,7 @@ class _Calibration:
 
     def show(self, index: int, block: nn.Module) -> None:
         """Take the states through the block and let the visitor see it."""
-        recorder = _Recorder(_prefix(index))
+        recorder = _Recorder(_prefix(index), self.first_token_weight)
         with products(self.precision), recorder.listening(block):
             for number, recorder.real in enumerate(self.real):
                 after = self.walk.forward(index, block, self.states[number])
@@ -130,7 +133,7 @@ class _Calibration:
 
     def show_head(self) -> None:
         """Let the visitor see what goes into the head. Logits are not computed: they would cost more than a block."""
-        recorder = _Recorder("")
+        recorder = _Recorder("", self.first_token_weight)
         with products(self.precision):
             for state, recorder.real in zip(self.states, self.real, strict=True):
                 (final,) = self.walk.normalised([state])
@@ -143,8 +146,8 @@ class _Calibration:
 class _Recorder:
     """Hears what goes into each linear of a block and what each module puts out, and adds it up."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, prefix: str, first_token_weight: int = 1) -> None:
+        self._prefix, self._first_token_weight = prefix, first_token_weight
         self._sums: dict[str, Sums] = {}
         self._leader: dict[str, str] = {}
         self._peaks: dict[str, Tensor] = {}
@@ -182,6 +185,8 @@ class _Recorder:
         if weight not in self._sums:
             self._sums[weight] = Sums(value.shape[-1], value.dtype, value.device)
         self._sums[weight].add(self._tokens(value))
+        if self._first_token_weight > 1:
+            self._sums[weight].repeat(value[:, 0], self._first_token_weight - 1)
 
     def output(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 class Statistics:
     """Sums over all calibration tokens of one linear layer's input; layers that share an input share this object."""
 
-    gram: Tensor  # (in, in) float32: sum of x xᵀ
+    gram: Tensor  # (in, in) float32: sum of x xᵀ, where the first token of a row may count several times
     sum_abs: Tensor  # (in,) float32: sum of |x|
     max_abs: float
     """Largest |x| of all."""
@@ -19,5 +19,5 @@ class Statistics:
 
     @property
     def importance(self) -> Tensor:  # (in,)
-        """Mean square of each column: llama.cpp's importance matrix, the diagonal of the shared Gram matrix."""
+        """Mean square of each column: llama.cpp's importance matrix, from the diagonal of the shared Gram matrix."""
         return self.gram.diagonal() / self.tokens

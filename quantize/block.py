@@ -20,9 +20,6 @@ from .gptq import rounded, split
 from .result import QuantizedLinear
 from .spec import LinearRecipe, Order
 
-_TINY = 1e-30
-"""Energy of a weight or an input that is all zeros."""
-
 
 @dataclass(frozen=True)
 class SolvedBlock:
@@ -58,12 +55,11 @@ def solve(
         order: {group: factorize(inputs[group.linears[0]], order) for group in GROUPS}
         for order in {_sweeping(recipe.order) for recipe in recipes.values()}
     }
-    energies = {name: _energy(weights[name], inputs[name].gram) for group in GROUPS for name in group.linears}
     solved = {}
     for key, recipe in recipes.items():
         chosen = factors[_sweeping(recipe.order)]
         folded = fold(weights, {group: factor.sensitivity for group, factor in chosen.items()}, model)
-        solved[key] = _solve(folded, chosen, energies, recipe)
+        solved[key] = _solve(folded, chosen, inputs, recipe)
     return solved
 
 
@@ -73,7 +69,7 @@ def _sweeping(order: Order) -> Order:
 
 
 def _solve(
-    folded: Folded, factors: Mapping[Group, Factor], energies: Mapping[str, float], recipe: LinearRecipe
+    folded: Folded, factors: Mapping[Group, Factor], inputs: Mapping[str, Statistics], recipe: LinearRecipe
 ) -> SolvedBlock:
     linears: dict[str, QuantizedLinear] = {}
     errors: dict[str, float] = {}
@@ -83,18 +79,19 @@ def _solve(
         rows = [len(part) for part in parts]
         joined = rounded(torch.cat(parts), factor.folded(folded.factors[group]), recipe)
         linears |= zip(group.linears, split(joined.linear, rows), strict=True)
-        losses = zip(group.linears, torch.split(joined.losses, rows), strict=True)
-        errors |= {name: float(loss.sum()) / energies[name] for name, loss in losses}
+        for name, part, losses in zip(group.linears, parts, torch.split(joined.losses, rows), strict=True):
+            errors[name] = _share(losses, part / folded.factors[group], inputs[name].gram)
         if factor.step:
             steps.append(f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}")
     others = {name: value for name, value in folded.weights.items() if name not in linears}
     return SolvedBlock(linears, others, errors, tuple(steps))
 
 
-def _energy(
-    weight: Tensor,  # (out, in)
+def _share(
+    losses: Tensor,  # (out,)
+    weight: Tensor,  # (out, in), as it multiplies the inputs that were seen
     gram: Tensor,  # (in, in)
 ) -> float:
-    """tr(W H Wᵀ), H being the Gram matrix over its mean diagonal; folds do not change it."""
-    mean = float(gram.diagonal().mean())
-    return max(float(((weight @ gram) * weight).sum()) / max(mean, _TINY), _TINY)
+    """The losses' share of tr(W H Wᵀ), H being the Gram matrix over its mean diagonal; none where nothing comes out."""
+    energy = float(((weight @ gram) * weight).sum())
+    return float(losses.sum() * gram.diagonal().mean()) / energy if energy > 0 else 0.0

@@ -245,3 +245,15 @@ def test_progress_counts_every_block(folder: Path, rows: list[list[int]]) -> Non
     told: list[tuple[int, int]] = []
     seen(folder, rows[:1], start=1, on_block=lambda *progress: told.append(progress))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_first_token_of_each_row_counts_as_often_as_asked(folder: Path, rows: list[list[int]]) -> None:
+    """As many rows of that token alone would add as much: causal attention shows it nothing else."""
+    plain, weighted = seen(folder, rows), seen(folder, rows, first_token_weight=4)
+    firsts = seen(folder, [row[:1] for row in rows])
+    for before, first, after in zip(plain, firsts, weighted, strict=True):
+        for name, item in after.inputs.items():
+            expected = before.inputs[name].gram + 3 * first.inputs[name].gram
+            torch.testing.assert_close(item.gram, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+            assert item.tokens == before.inputs[name].tokens
+            assert not torch.equal(item.gram, before.inputs[name].gram)
