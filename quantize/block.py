@@ -1,4 +1,4 @@
-"""One decoder block from statistics to codes: factorise once, fold once, then sweep for every recipe.
+"""One decoder block from statistics to codes: factorise once, fold once, then sweep and polish for every recipe.
 
 What is shared by all formats is done once. A recipe costs its own scale search and sweep, and nothing else.
 """
@@ -17,6 +17,7 @@ from hermetiq.model import ModelConfig
 from .factor import Factor, factorize
 from .fold import GROUPS, Folded, Group, fold
 from .gptq import rounded, split
+from .polish import polish
 from .result import QuantizedLinear
 from .spec import LinearRecipe, Order
 
@@ -51,16 +52,34 @@ def solve(
     Raises:
         HermetiqError: a weight is beyond what a float16 scale can express.
     """
-    factors: dict[Order, dict[Group, Factor]] = {
-        order: {group: factorize(inputs[group.linears[0]], order) for group in GROUPS}
-        for order in {_sweeping(recipe.order) for recipe in recipes.values()}
+    prepared = {
+        order: _prepare(weights, inputs, model, order) for order in {_sweeping(item.order) for item in recipes.values()}
     }
-    solved = {}
-    for key, recipe in recipes.items():
-        chosen = factors[_sweeping(recipe.order)]
-        folded = fold(weights, {group: factor.sensitivity for group, factor in chosen.items()}, model)
-        solved[key] = _solve(folded, chosen, inputs, recipe)
-    return solved
+    return {key: _solve(prepared[_sweeping(recipe.order)], inputs, recipe) for key, recipe in recipes.items()}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A block ready to be rounded in one order, by any recipe."""
+
+    folded: Folded
+    factors: Mapping[Group, Factor]
+    """Of the inputs after the fold."""
+    hessians: Mapping[Group, Tensor | None]
+    """The same, not factorised; None where only rounding to nearest is left."""
+
+
+def _prepare(
+    weights: Mapping[str, Tensor], inputs: Mapping[str, Statistics], model: ModelConfig, order: Order
+) -> _Prepared:
+    plain = {group: factorize(inputs[group.linears[0]], order) for group in GROUPS}
+    folded = fold(weights, {group: factor.sensitivity for group, factor in plain.items()}, model)
+    hessians = {}
+    for group, scales in folded.factors.items():
+        hessian = plain[group].hessian(inputs[group.linears[0]].gram)
+        hessians[group] = None if hessian is None else hessian / scales[:, None] / scales
+    factors = {group: factor.folded(folded.factors[group]) for group, factor in plain.items()}
+    return _Prepared(folded, factors, hessians)
 
 
 def _sweeping(order: Order) -> Order:
@@ -68,18 +87,19 @@ def _sweeping(order: Order) -> Order:
     return "plain" if order == "plain" else "static"
 
 
-def _solve(
-    folded: Folded, factors: Mapping[Group, Factor], inputs: Mapping[str, Statistics], recipe: LinearRecipe
-) -> SolvedBlock:
+def _solve(prepared: _Prepared, inputs: Mapping[str, Statistics], recipe: LinearRecipe) -> SolvedBlock:
+    folded = prepared.folded
     linears: dict[str, QuantizedLinear] = {}
     errors: dict[str, float] = {}
     steps = []
-    for group, factor in factors.items():
+    for group, factor in prepared.factors.items():
         parts = [folded.weights[name] for name in group.linears]
-        rows = [len(part) for part in parts]
-        joined = rounded(torch.cat(parts), factor.folded(folded.factors[group]), recipe)
-        linears |= zip(group.linears, split(joined.linear, rows), strict=True)
-        for name, part, losses in zip(group.linears, parts, torch.split(joined.losses, rows), strict=True):
+        rows, joined = [len(part) for part in parts], torch.cat(parts)
+        result, hessian = rounded(joined, factor, recipe), prepared.hessians[group]
+        if hessian is not None:
+            result = polish(joined, result, hessian)
+        linears |= zip(group.linears, split(result.linear, rows), strict=True)
+        for name, part, losses in zip(group.linears, parts, torch.split(result.losses, rows), strict=True):
             errors[name] = _share(losses, part / folded.factors[group], inputs[name].gram)
         if factor.step:
             steps.append(f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}")

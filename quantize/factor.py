@@ -55,6 +55,17 @@ class Factor:
         cost[self.order] = self.upper.diagonal() ** -2
         return cost
 
+    def hessian(
+        self,
+        gram: Tensor,  # (in, in)
+    ) -> Tensor | None:  # (in, in)
+        """What was factorised, in the columns' own order; None where it could not be and nothing may rely on it."""
+        if self.step == ROUND_TO_NEAREST:
+            return None
+        scaled = gram / _mean(gram)
+        scaled.diagonal().add_(self.damping)
+        return scaled
+
     def folded(self, factors: Tensor) -> Factor:
         """The factor for inputs divided by `factors` (in,), weights being multiplied: no factorisation is needed."""
         return Factor(self.order, self.upper * factors[self.order], self.damping, self.step)
@@ -73,13 +84,17 @@ def factorize(statistics: Statistics, order: Order) -> Factor:
         columns = torch.arange(len(gram), device=gram.device)
     else:
         columns = torch.argsort(diagonal, descending=True, stable=True)
-    mean = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    hessian = (gram / mean)[columns][:, columns]
+    hessian = (gram / _mean(gram))[columns][:, columns]
     for damping, upper, step in _attempts(hessian):
         if upper is not None:
             return Factor(columns, upper.float(), damping, step)
     alone = (hessian.diagonal() + 1.0) ** -0.5
     return Factor(columns, torch.diag(alone), 1.0, ROUND_TO_NEAREST)
+
+
+def _mean(gram: Tensor) -> Tensor:
+    """Mean of the diagonal, and never zero."""
+    return gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _attempts(hessian: Tensor) -> Iterator[tuple[float, Tensor | None, str]]:
