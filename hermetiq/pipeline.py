@@ -85,15 +85,18 @@ def prepare(
     header = _header(source, contract)
     stem = _file_name(source.provenance.name if name is None else name)
     paths = {_path(spec, stem): spec for spec in specs}
-    gguf = {path: plan(header, spec.recipe) for path, spec in paths.items() if spec.format == "gguf"}
-    folders = {path: linear.plan(source.model, spec) for path, spec in paths.items() if path not in gguf}
+    folders = {path: linear.plan(source.model, spec) for path, spec in paths.items() if spec.format != "gguf"}
+    importance = len(folders) < len(paths) and (bool(folders) if imatrix is None else imatrix)
+    gguf = {
+        path: plan(header, spec.recipe, imatrix=importance) for path, spec in paths.items() if spec.format == "gguf"
+    }
     if sequential and len(folders) != 1:
         raise HermetiqError(
             f"sequential calibration follows one artifact, and {len(folders)} are asked for",
             remedy="export each by itself, or leave out --sequential",
         )
     drawn = None
-    if folders or (gguf and imatrix):
+    if folders or importance:
         drawn = calibration_rows(source, contract, source=calibration, rows=rows, row_tokens=row_tokens, seed=seed)
         findings += drawn.report.findings
     return Job(
@@ -104,7 +107,7 @@ def prepare(
         gguf=gguf,
         linear=folders,
         rows=drawn,
-        importance=bool(gguf and drawn and imatrix is not False),
+        importance=importance,
         seed=seed,
         sequential=sequential,
     )
@@ -141,8 +144,9 @@ def export(
     if journal:
         source = replace(source, findings=(*source.findings, *tracks.findings(journal)))
     manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job))
-    manifest.write(folder)
+    # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
+    manifest.write(folder)
     if journal:
         journal.remove()
     return manifest

@@ -210,6 +210,20 @@ def test_an_importance_matrix_is_made_where_it_is_free_or_asked_for(model: Path,
     assert export(alone, tmp_path / "alone").artifacts[0].sha256 == manifest.artifacts[1].sha256
 
 
+@pytest.mark.parametrize(
+    ("others", "imatrix", "expected"),
+    [((), None, "Q4_0"), ((), True, "Q4_1"), (("awq:4bit-g32",), None, "Q4_1"), (("awq:4bit-g32",), False, "Q4_0")],
+)
+def test_types_are_chosen_for_the_matrix_that_there_will_be(
+    others: tuple[str, ...], imatrix: bool | None, expected: str, tmp_path: Path
+) -> None:
+    """As llama.cpp does for `ffn_down` in the first eighth of the layers."""
+    deep = tiny_checkpoint(tmp_path / "model", family="llama", tokenizer="bpe", layers=8)
+    (planned,) = asked(deep, "gguf:Q4_0", *others, imatrix=imatrix).gguf.values()
+    types = {tensor.name: tensor.choice.type.name for tensor in planned.tensors}
+    assert [types[f"blk.{layer}.ffn_down.weight"] for layer in (0, 1)] == [expected, "Q4_0"]
+
+
 def test_columns_that_were_never_active_count_a_little(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     journal.write(0, {tracks.IMPORTANCE: {"a": torch.tensor([0.0, 4.0]), "b": torch.zeros(3)}}, {})

@@ -83,13 +83,13 @@ class GgufPlan:
         return sum(tensor.weights for tensor in self.tensors if tensor.choice.fell_back) / self.weights
 
 
-def plan(header: GgufHeader, recipe: str) -> GgufPlan:
-    """Plan the file of one recipe (see `recipe.BASE`).
+def plan(header: GgufHeader, recipe: str, *, imatrix: bool = False) -> GgufPlan:
+    """Plan the file of one recipe (see `recipe.BASE`); with `imatrix`, one written with an importance matrix.
 
     Raises:
         Refusal, HermetiqError: see `metadata.entries` and `recipe.choose`.
     """
-    tensors = tuple(_tensors(header.model, recipe))
+    tensors = tuple(_tensors(header.model, recipe, imatrix=imatrix))
     return GgufPlan(recipe, header.model, tensors, header_bytes(metadata.entries(header, recipe), tensors))
 
 
@@ -117,10 +117,11 @@ def header_bytes(entries: Iterable[Entry], tensors: Iterable[PlannedTensor]) -> 
     return buffer.getvalue().ljust(aligned(buffer.tell()), b"\0")
 
 
-def _tensors(model: ModelConfig, recipe: str) -> Iterable[PlannedTensor]:
+def _tensors(model: ModelConfig, recipe: str, *, imatrix: bool) -> Iterable[PlannedTensor]:
     names = gguf_names(model)
     for source, shape in model.expected_tensors().items():
-        yield PlannedTensor(names[source], source, shape, choose(recipe, model, names[source], shape))
+        choice = choose(recipe, model, names[source], shape, imatrix=imatrix)
+        yield PlannedTensor(names[source], source, shape, choice)
     factors = rope.factors(model)
     if factors:
         shape = (len(factors),)

@@ -63,6 +63,8 @@ class _Place:
     layers: int
     shared: bool
     """At least four query heads share each key and value head."""
+    imatrix: bool
+    """There is an importance matrix."""
 
 
 _Rule = tuple[Callable[[_Place], bool], GgmlType]
@@ -84,6 +86,11 @@ def _first_part(parts: int) -> Callable[[_Place], bool]:
     return lambda place: place.layer < place.layers // parts
 
 
+def _first_eighth(*, imatrix: bool) -> Callable[[_Place], bool]:
+    """Those layers with an importance matrix, or those without."""
+    return lambda place: place.imatrix is imatrix and place.layer < place.layers // 8
+
+
 def _sensitive(place: _Place) -> bool:
     """The first and last eighth of the layers, and every third one between."""
     eighth = place.layers // 8
@@ -96,7 +103,7 @@ _MORE_BITS: dict[str, tuple[_Rule, ...]] = {
 }
 _IQ4: dict[str, tuple[_Rule, ...]] = {
     "attn_v": ((_shared, GgmlType.Q5_K),),
-    "ffn_down": ((_first_part(8), GgmlType.Q5_K),),
+    "ffn_down": ((_first_eighth(imatrix=False), GgmlType.Q5_K),),
 }
 _BETTER: Mapping[str, Mapping[str, tuple[_Rule, ...]]] = {
     "Q2_K": {
@@ -118,6 +125,8 @@ _BETTER: Mapping[str, Mapping[str, tuple[_Rule, ...]]] = {
         "attn_v": ((_first(4), GgmlType.Q5_K),),
         "ffn_down": ((_first_part(8), GgmlType.Q5_K),),
     },
+    "Q4_0": {"ffn_down": ((_first_eighth(imatrix=True), GgmlType.Q4_1),)},
+    "Q5_0": {"ffn_down": ((_first_eighth(imatrix=True), GgmlType.Q5_1),)},
     "Q4_K_M": _MORE_BITS,
     "Q5_K_M": _MORE_BITS,
     "IQ4_NL": _IQ4,
@@ -131,8 +140,13 @@ def choose(
     config: ModelConfig,
     name: str,  # GGUF name
     shape: tuple[int, ...],  # (rows, columns) or (columns,)
+    *,
+    imatrix: bool = False,
 ) -> Choice:
-    """The type that llama.cpp's quantizer gives this tensor, without importance matrix.
+    """The type that llama.cpp's quantizer gives this tensor.
+
+    Args:
+        imatrix: whether it is given an importance matrix; four recipes then choose `ffn_down` otherwise.
 
     Raises:
         HermetiqError: unknown recipe.
@@ -143,7 +157,7 @@ def choose(
         return Choice(GgmlType.F32, GgmlType.F32)
     nominal = BASE[recipe]
     if _is_quantized(nominal):
-        nominal = _head(nominal) if _is_head(config, name) else _body(recipe, config, name)
+        nominal = _head(nominal) if _is_head(config, name) else _body(recipe, config, name, imatrix=imatrix)
     return Choice(_fitting(nominal, columns=shape[-1]), nominal)
 
 
@@ -166,12 +180,12 @@ def _head(base: GgmlType) -> GgmlType:
     return base if base is GgmlType.Q8_0 else GgmlType.Q6_K
 
 
-def _body(recipe: str, config: ModelConfig, name: str) -> GgmlType:
+def _body(recipe: str, config: ModelConfig, name: str, *, imatrix: bool) -> GgmlType:
     """The type of a tensor that is not the head, whatever its shape."""
     if not name.startswith("blk."):
         return BASE[recipe]
     _, layer, role, _ = name.split(".")
-    place = _Place(int(layer), config.layers, shared=config.heads // config.kv_heads >= 4)
+    place = _Place(int(layer), config.layers, shared=config.heads // config.kv_heads >= 4, imatrix=imatrix)
     rules = _BETTER.get(recipe, {}).get(role, ())
     found = next((type for holds, type in rules if holds(place)), BASE[recipe])
     if role == "attn_v" and _is_70b(config) and found in (GgmlType.Q3_K, GgmlType.Q4_K):

@@ -29,13 +29,15 @@ def quantize(
         assert _quantize(source, target, file_type, threads=threads, dry_run=False, imatrix=imatrix or {}) == 0
 
 
-def chosen_types(source: Path, file_type: int) -> dict[str, str] | str:
+def chosen_types(source: Path, file_type: int, *, imatrix: bool = False) -> dict[str, str] | str:
     """The type that llama.cpp would give each tensor (`q4_K`, `f32`); if it refuses the model, the log that says why.
 
-    Nothing is quantized: the choice is read from the log of a dry run, so the weights of `source` may be a hole.
+    Nothing is quantized: the choice is read from the log of a dry run, so the weights of `source` may be a hole. It
+    depends on whether there is an importance matrix, and not on what is in it.
     """
+    matrix = {"any": np.ones(1, np.float32)} if imatrix else {}
     with _log() as lines:
-        failed = _quantize(source, source.with_suffix(".none"), file_type, threads=1, dry_run=True, imatrix={})
+        failed = _quantize(source, source.with_suffix(".none"), file_type, threads=1, dry_run=True, imatrix=matrix)
     log = "".join(lines)
     if failed:
         return log

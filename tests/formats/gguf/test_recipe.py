@@ -66,13 +66,15 @@ def hollow_file(folder: Path, config: ModelConfig, name: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("imatrix", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_recipe_gives_every_tensor_llama_cpps_type(hollow: Path, name: str) -> None:
+def test_every_recipe_gives_every_tensor_llama_cpps_type(hollow: Path, name: str, imatrix: bool) -> None:
     source = hollow_file(hollow, SHAPES[name], name)
     compared = 0
     for recipe in GGUF_RECIPES:
-        ours = {tensor.name: tensor.choice.type.name.lower() for tensor in plan(header(SHAPES[name]), recipe).tensors}
-        theirs = gguf_llama_cpp.chosen_types(source, FILE_TYPE[recipe])
+        planned = plan(header(SHAPES[name]), recipe, imatrix=imatrix)
+        ours = {tensor.name: tensor.choice.type.name.lower() for tensor in planned.tensors}
+        theirs = gguf_llama_cpp.chosen_types(source, FILE_TYPE[recipe], imatrix=imatrix)
         if isinstance(theirs, str):
             assert "no tensor type fallback is defined" in theirs
             assert "f16" in ours.values(), "llama.cpp gives up where a row does not divide by 32; F16 holds it"
