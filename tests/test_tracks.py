@@ -139,13 +139,17 @@ def test_no_work_folder_is_left(out: Path) -> None:
 
 
 def inputs_of(model: Path, rows: list[list[int]]) -> dict[str, Tensor]:
-    """The oracle: mean square of each input column by the name of the weight, in float64, by transformers."""
+    """The oracle: mean square of each input column by the name of the weight, in float64, by transformers.
+
+    The first token of a row counts several times in the sum, and once among the tokens.
+    """
     whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     squares: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
         def add(_: nn.Module, arguments: tuple[Tensor, ...], __: Tensor) -> None:
-            squares[name] = squares.get(name, 0) + arguments[0][0].double().square().sum(0)
+            squared = arguments[0][0].double().square()
+            squares[name] = squares.get(name, 0) + squared.sum(0) + (tracks.FIRST_TOKEN_WEIGHT - 1) * squared[0]
 
         return add
 
