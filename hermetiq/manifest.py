@@ -59,6 +59,8 @@ class Calibration:
     tokens: int
     template_share: float
     """Share of the tokens, 0 to 1, that the chat template put there."""
+    sequential: bool = False
+    """Each block saw what the quantized blocks before it put out."""
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,7 @@ def _calibration(job: Job) -> Calibration | None:
         rows_dropped=report.rows_dropped,
         tokens=report.tokens,
         template_share=report.tag_share,
+        sequential=job.sequential,
     )
 
 

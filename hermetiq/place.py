@@ -72,10 +72,10 @@ def finished(folder: Path, job: Job) -> Manifest | None:
     manifest = Manifest.read(folder)
     made = [(item.file, item.spec) for item in manifest.artifacts]
     asked = [(path, str(spec)) for path, spec in job.specs.items()]
-    rows = manifest.calibration.sha256 if manifest.calibration else None
+    calibrated = manifest.calibration and (manifest.calibration.sha256, manifest.calibration.sequential)
     same = (
         made == asked
-        and rows == (job.rows.sha256 if job.rows else None)
+        and calibrated == (job.rows and (job.rows.sha256, job.sequential))
         and any(item.imatrix for item in manifest.artifacts) == job.importance
         and manifest.source.fingerprint == job.source.fingerprint()
     )

@@ -63,7 +63,7 @@ FOLDER = Artifact(
     nominal_bpw=4.25,
     solving=Solving({"damping": 1}, ("model.layers.0.mlp.down_proj: damping 0.05",)),
 )
-CALIBRATION = Calibration("built-in", 7, "ef" * 32, 128, 120, 8, 61440, 0.25)
+CALIBRATION = Calibration("built-in", 7, "ef" * 32, 128, 120, 8, 61440, 0.25, sequential=True)
 FINDING = Finding("vocab-padding", "info", "config.json", "vocab_size", "1", "2", "because", "nothing")
 VERIFICATION = Verification(
     "ab" * 32, (Check("kl", True, 0.1, 0.2), Check("bos", False, "[1]", "[]", "no")), {"kl": 0.1}

@@ -205,6 +205,16 @@ def test_a_finished_export_is_not_made_again(model: Path, tmp_path: Path, monkey
             export(other, out, resume=True)
 
 
+def test_a_finished_export_that_was_calibrated_otherwise_is_another(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = export(asked(model, SPECS[0], sequential=True), out)
+    assert made.calibration
+    assert made.calibration.sequential
+    assert export(asked(model, SPECS[0], sequential=True), out, resume=True) == made
+    with pytest.raises(HermetiqError, match="not empty"):
+        export(asked(model, SPECS[0]), out, resume=True)
+
+
 def test_a_finished_export_that_was_damaged_is_no_finished_one(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(asked(model), out)
