@@ -37,8 +37,8 @@ def memory_note(checkpoint: Checkpoint) -> str:
     if needed <= SHARE * free:
         return ""
     return (
-        f"smoke was not run natively: needs {needed / SHARE / 1e9:.1f} GB, {free / 1e9:.1f} GB free; use --runtime to "
-        "ask a package"
+        f"smoke was not run natively: needs {needed / SHARE / 1e9:.1f} GB, {free / 1e9:.1f} GB free; a package "
+        "named by --runtime is asked all the same"
     )
 
 

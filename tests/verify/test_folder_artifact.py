@@ -235,7 +235,8 @@ def test_where_the_model_does_not_fit_nothing_is_pretended(
     assert outcome(examined) == set()
     assert examined.answers is None
     (note,) = examined.findings.notes
-    assert note.startswith("m: smoke was not run natively: needs 0.1 GB, 0.0 GB free; use --runtime")
+    assert note.startswith("m: smoke was not run natively: needs 0.1 GB, 0.0 GB free; ")
+    assert "named by --runtime" in note
 
 
 def test_a_missing_file_is_unusable_input(copied: Path, trained_hermes: Path) -> None:
