@@ -19,7 +19,7 @@ from hermetiq.model import HEAD
 
 from .activations import refuse_broken, refuse_overflow
 from .statistics import Statistics
-from .sums import Precision, Sums, largest, products
+from .sums import Precision, Sums, largest, layers, products
 from .walk import Load, Walk, batched
 
 
@@ -111,14 +111,14 @@ class _Calibration:
     def run(self, index: int, block: nn.Module, replacement: Mapping[str, Tensor]) -> None:
         """Take the states through the block, with some of its tensors replaced."""
         _replace(block, _prefix(index), replacement)
-        with products(self.precision):
+        with layers(self.precision, self.walk.device):
             for number, state in enumerate(self.states):
                 self.states[number] = self.walk.forward(index, block, state)
 
     def show(self, index: int, block: nn.Module) -> None:
         """Take the states through the block and let the visitor see it."""
         recorder = _Recorder(_prefix(index), self.first_token_weight)
-        with products(self.precision), recorder.listening(block):
+        with layers(self.precision, self.walk.device), recorder.listening(block):
             for number, recorder.real in enumerate(self.real):
                 after = self.walk.forward(index, block, self.states[number])
                 if not self.sequential:
@@ -213,7 +213,12 @@ class _Recorder:
         return value.flatten(0, 1) if self.real is None else value[self.real]
 
     def _input_hook(self, weight: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, arguments: self.input(weight, arguments[0])
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            # Sums are float32, however the layer itself is computed.
+            with torch.autocast("cpu", enabled=False):
+                self.input(weight, arguments[0])
+
+        return hook
 
     def _output_hook(self, module: str) -> Callable[[nn.Module, Any, Any], None]:
         # Attention returns its weights beside its output.

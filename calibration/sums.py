@@ -19,7 +19,7 @@ from torch import Tensor
 from .statistics import Statistics
 
 Precision = Literal["auto", "float32"]
-"""`auto`: float32 products on faster units, where the machine has them. `float32`: as exact as float32 is."""
+"""`auto`: products on faster units, where the machine has them. `float32`: as exact as float32 is."""
 
 _PANEL = 192
 """Rows of the Gram matrix computed at once, or an eighth of all: fewer waste less, in smaller products."""
@@ -95,3 +95,25 @@ def products(precision: Precision) -> Iterator[None]:
     finally:
         for (backend, _), value in zip(backends, before, strict=True):
             backend.fp32_precision = value
+
+
+@contextmanager
+def layers(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run the layers of a float32 block this precisely while inside."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=_autocasts(precision, device)), products(precision):
+        yield
+
+
+def arithmetic(precision: Precision, device: torch.device) -> str:
+    """What decides the bits of a walk, in a word that a person can compare."""
+    return "bfloat16 layers" if _autocasts(precision, device) else precision
+
+
+def _autocasts(precision: Precision, device: torch.device) -> bool:
+    return precision == "auto" and device.type == "cpu" and _supports("avx512_bf16") and not _supports("amx_tile")
+
+
+def _supports(feature: str) -> bool:
+    """Whether this CPU has it, and torch knows to ask."""
+    asked = getattr(torch.cpu, f"_is_{feature}_supported", None)
+    return bool(asked and asked())

@@ -104,7 +104,7 @@ class Walk:
     """The model without its weights, and its blocks one after another with them."""
 
     def __init__(self, config: Mapping[str, Any], load: Load, device: torch.device, dtype: torch.dtype) -> None:
-        self._load, self._device, self._dtype = load, device, dtype
+        self._load, self.device, self._dtype = load, device, dtype
         self._skeleton = _skeleton(config)
         # Rotary frequencies are computed, not stored: the skeleton's lie on the meta device.
         rotary = type(self._skeleton.rotary_emb)(self._skeleton.config)
@@ -126,7 +126,7 @@ class Walk:
         for batch in batches:
             # Attention is causal: padding behind a row changes nothing in the row, so it needs no mask.
             ids = nn.utils.rnn.pad_sequence([torch.tensor(rows[row]) for row in batch], batch_first=True)
-            states.append(weight[ids].to(self._device, self._dtype))
+            states.append(weight[ids].to(self.device, self._dtype))
         return states
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -164,7 +164,7 @@ class Walk:
     def _fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module on the meta device its tensors from the checkpoint."""
         names = [name for name, _ in module.named_parameters()]
-        weights = {name: self._load(prefix + name).to(self._device, self._dtype) for name in names}
+        weights = {name: self._load(prefix + name).to(self.device, self._dtype) for name in names}
         module.load_state_dict(weights, assign=True)
 
 

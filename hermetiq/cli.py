@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            talk.print("interrupted; nothing unfinished was left under its final name (a calibrated export goes on with --resume)")
+            talk.print("interrupted; nothing unfinished was left under its final name")
         raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); what is still buffered has nowhere to go.

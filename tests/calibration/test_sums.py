@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hermetiq.calibration import sums
 from hermetiq.calibration.observe import Block, observe
+from hermetiq.calibration.statistics import Statistics
 from hermetiq.calibration.sums import Sums, products
 from tests.calibration.walking import opened
 from tests.fixtures.models import tiny_checkpoint
@@ -102,3 +104,25 @@ def test_solvers_run_in_the_precision_that_the_program_set(tmp_path: Path) -> No
         observe(config, load, [[1, 2, 3]], visit)
     assert during == [before] * 3
     assert precision() == before
+
+
+def test_layers_in_bfloat16_keep_the_statistics_and_the_residual_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced here, as few machines would choose it; sums themselves are never rounded."""
+    folder = tiny_checkpoint(tmp_path / "model", tokenizer="bpe")
+    rows = [list(range(3, 200)), [5, 9, 4]]
+    exact: dict[str, Statistics] = {}
+    rounded: dict[str, Statistics] = {}
+    monkeypatch.setattr(sums, "_autocasts", lambda precision, device: precision == "auto")
+    assert sums.arithmetic("auto", torch.device("cpu")) == "bfloat16 layers"
+    with opened(folder) as (config, load):
+        observe(config, load, rows, lambda block: exact.update(block.inputs), precision="float32")
+        observe(config, load, rows, lambda block: rounded.update(block.inputs))
+    moved = {
+        name: float((item.gram - exact[name].gram).norm() / exact[name].gram.norm()) for name, item in rounded.items()
+    }
+    assert max(moved.values()) < 0.02
+    # What goes into the first layers has been through none; the rest shows that the layers did run so.
+    assert moved["model.layers.0.self_attn.q_proj.weight"] < 1e-6
+    assert moved["model.layers.1.mlp.down_proj.weight"] > 1e-4
