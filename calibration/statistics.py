@@ -12,7 +12,6 @@ class Statistics:
     """Sums over all calibration tokens of one linear layer's input; layers that share an input share this object."""
 
     gram: Tensor  # (in, in) float32: sum of x xᵀ, where the first token of a row may count several times
-    sum_abs: Tensor  # (in,) float32: sum of |x|
     max_abs: float
     """Largest |x| of all."""
     tokens: int

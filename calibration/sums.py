@@ -31,7 +31,6 @@ class Sums:
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
         wide = torch.promote_types(dtype, torch.float32)
         self._gram = torch.zeros(width, width, dtype=wide, device=device)
-        self._sum_abs = torch.zeros(width, dtype=wide, device=device)
         self._max_abs = torch.zeros((), dtype=wide, device=device)
         self._tokens = 0
 
@@ -41,7 +40,6 @@ class Sums:
     ) -> None:
         x = inputs.to(self._gram.dtype)
         self._multiply(x, 1)
-        self._sum_abs += x.abs().sum(0)
         self._max_abs = torch.maximum(self._max_abs, largest(x))
         self._tokens += x.shape[0]
 
@@ -67,7 +65,7 @@ class Sums:
         """The sums so far; the object may be added to no more."""
         upper = self._gram.triu_()
         upper += upper.triu(1).T
-        return Statistics(upper.float(), self._sum_abs.float(), float(self._max_abs), self._tokens)
+        return Statistics(upper.float(), float(self._max_abs), self._tokens)
 
 
 def largest(values: Tensor) -> Tensor:

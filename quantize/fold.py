@@ -84,11 +84,6 @@ def fold(
     return Folded(folded, factors)
 
 
-def unfolded(weights: Mapping[str, Tensor], sensitivities: Mapping[Group, Tensor]) -> Folded:
-    """The block as it is."""
-    return Folded(dict(weights), {group: torch.ones_like(costs) for group, costs in sensitivities.items()})
-
-
 def balanced(
     weight: Tensor,  # (out, in)
     sensitivity: Tensor,  # (in,)

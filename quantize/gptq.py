@@ -29,11 +29,6 @@ class Rounded:
     losses: Tensor  # (out,): e H eᵀ of each row's error e, with the damped H of the factor
 
 
-def quantize(weight: Tensor, factor: Factor, recipe: LinearRecipe) -> QuantizedLinear:
-    """`rounded` without its losses."""
-    return rounded(weight, factor, recipe).linear
-
-
 def rounded(
     weight: Tensor,  # (out, in) float32
     factor: Factor,

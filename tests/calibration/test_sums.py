@@ -46,7 +46,6 @@ def test_sums_are_their_definition_at_any_width(width: int, device: torch.device
     item = sums.statistics()
     assert torch.equal(item.gram, item.gram.T)
     torch.testing.assert_close(item.gram.double().cpu(), x.double().T @ x.double(), rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(item.sum_abs.cpu(), x.abs().sum(0))
     assert (item.max_abs, item.tokens) == (float(x.abs().max()), 300)
 
 

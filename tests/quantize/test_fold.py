@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hermetiq.model import ModelConfig
-from hermetiq.quantize.fold import GROUPS, Folded, Group, balanced, fold, unfolded
+from hermetiq.quantize.fold import GROUPS, Folded, Group, balanced, fold
 from tests.fixtures.models import Family
 from tests.oracles import fold as oracle
 from tests.quantize.inputs import Block, block
@@ -111,13 +111,6 @@ def test_a_fold_leaves_its_arguments_alone() -> None:
     kept = {name: value.clone() for name, value in given.items()}
     fold(given, sensitivities(real), real.model)
     assert all(torch.equal(given[name], value) for name, value in kept.items())
-
-
-def test_unfolded_is_the_block_as_it_is() -> None:
-    real = block("qwen2")
-    result = unfolded(real.tensors, sensitivities(real))
-    assert result.weights == real.tensors
-    assert all(torch.equal(factors, torch.ones_like(factors)) for factors in result.factors.values())
 
 
 def energy(weight: Tensor) -> oracle.Floats:

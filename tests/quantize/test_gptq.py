@@ -16,7 +16,7 @@ from hermetiq.errors import HermetiqError
 from hermetiq.quantize import grid
 from hermetiq.quantize.factor import ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import balanced
-from hermetiq.quantize.gptq import quantize, rounded, split
+from hermetiq.quantize.gptq import rounded, split
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe, Order
 from tests.oracles import gptq as oracle
@@ -33,6 +33,10 @@ KINDS = [
     for bits, (symmetric, offset), order in product((2, 3, 4, 8), ((True, 1), (False, 1), (False, 0)), ORDERS)
 ]
 SHAPES = [(1, 96, 32), (3, 192, 64), (5, 384, 128), (2, 768, 256), (7, 101, None), (1, 7, None), (2, 1, None)]
+
+
+def quantize(weight: Tensor, factor: Factor, recipe: LinearRecipe) -> QuantizedLinear:
+    return rounded(weight, factor, recipe).linear
 
 
 def name(recipe: LinearRecipe) -> str:
