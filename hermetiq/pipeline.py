@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.companions import companions
 from hermetiq.errors import Finding, HermetiqError, Refusal
-from hermetiq.formats import awq, gptq
 from hermetiq.formats import linear_plan as linear
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
 from hermetiq.formats.linear_plan import LinearPlan
@@ -32,7 +30,6 @@ from hermetiq.model import TokenKind, Vocabulary
 from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part, silent
-from hermetiq.quantize.factor import DAMPING
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
 
@@ -184,7 +181,7 @@ def _write_folders(job: Job, folder: Path, journal: Journal | None) -> dict[str,
         assert journal
         load = tracks.stored(job.source, planned, journal, path)
         digests = write_shards(folder / path, planned.tensors, load)
-        files = companions(job.source, job.contract, _quantization(planned))
+        files = companions(job.source, job.contract, tracks.quantization(planned))
         digests |= write_files({folder / path / name: content for name, content in files.items()})
         artifacts[path] = _folder_artifact(path, planned, folder, digests, journal)
     return artifacts
@@ -211,11 +208,6 @@ def _write_gguf(
         path: _file_artifact(path, job.specs[path], file, digests[folder / path], imatrix=job.importance)
         for path, file in job.gguf.items()
     }
-
-
-def _quantization(planned: LinearPlan) -> dict[str, Any]:
-    recipe = planned.spec.linear
-    return awq.config(recipe) if planned.spec.format == "awq" else gptq.config(recipe, damp_percent=DAMPING)
 
 
 def _path(spec: Spec, stem: str) -> str:

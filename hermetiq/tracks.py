@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from hermetiq.model import EMBEDDING, HEAD
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker
 from hermetiq.quantize.block import SolvedBlock, solve
+from hermetiq.quantize.factor import DAMPING
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe
 
@@ -122,6 +123,12 @@ def _positive(importance: Tensor) -> Tensor:  # (in,)
     return importance.clamp(min=float(mean) * 1e-6) if mean > 0 else torch.ones_like(importance)
 
 
+def quantization(plan: LinearPlan) -> dict[str, Any]:
+    """`quantization_config` of a folder."""
+    recipe = plan.spec.linear
+    return awq.config(recipe) if plan.spec.format == "awq" else gptq.config(recipe, damp_percent=DAMPING)
+
+
 def stored(source: Checkpoint, plan: LinearPlan, journal: Journal, track: str) -> Callable[[str], Tensor]:
     """The tensors of a folder by name: those of the journal, and the checkpoint's own for what no block holds."""
     load, made, planned = _sound(source), set(journal.names(track)), {item.name: item for item in plan.tensors}
@@ -178,11 +185,19 @@ def _sequential(solved: Mapping[str, SolvedBlock], prefix: str) -> dict[str, Ten
 
 
 def _packed(made: SolvedBlock, prefix: str, plan: LinearPlan) -> Iterator[tuple[str, Tensor]]:
-    """The stored tensors of a block, by their full names."""
+    """The stored tensors of a block, by their full names.
+
+    Raises:
+        CheckFailed: zero-points that a reader would take for others (U24).
+    """
     recipe, planned = plan.spec.linear, {item.name: item for item in plan.tensors}
     for weight, linear in made.linears.items():
-        for part, tensor in _PACK[plan.spec.format](linear, recipe).items():
-            yield f"{prefix}{weight.removesuffix('weight')}{part}", tensor
+        module = prefix + weight.removesuffix(".weight")
+        parts = _PACK[plan.spec.format](linear, recipe)
+        if plan.spec.format == "gptq":
+            gptq.check_zeros(module, parts["qzeros"], linear.zeros, quantization(plan))
+        for part, tensor in parts.items():
+            yield f"{module}.{part}", tensor
     for name, tensor in made.others.items():
         yield prefix + name, _narrowed(prefix + name, tensor, planned[prefix + name].dtype)
 

@@ -25,7 +25,8 @@ from hermetiq import tracks
 from hermetiq.calibration.walk import final_hidden
 from hermetiq.chat.contract import derive
 from hermetiq.checkpoint import open_checkpoint
-from hermetiq.errors import HermetiqError, Refusal
+from hermetiq.errors import CheckFailed, HermetiqError, Refusal
+from hermetiq.formats import gptq
 from hermetiq.formats.gguf.names import gguf_names
 from hermetiq.formats.gguf.recipe import FILE_TYPE
 from hermetiq.journal import Journal
@@ -366,3 +367,13 @@ def test_a_quantized_folder_is_no_source(out: Path) -> None:
     for path in (GPTQ, AWQ):
         with pytest.raises(Refusal, match="source-quantized"):
             asked(out / path, SPECS[0])
+
+
+def test_zero_points_stored_in_the_other_version_are_caught_before_they_are_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(parse("gptq:4bit-g32").linear, zero_offset=0)
+    monkeypatch.setitem(tracks._PACK, "gptq", lambda linear, recipe: gptq.pack(linear, other))
+    with pytest.raises(CheckFailed, match="zero-points read back as others"):
+        export(asked(model, "gptq:4bit-g32"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
