@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Final
 
@@ -38,6 +39,11 @@ class LinearPlan:
     """In the order they are written."""
     unsplit: Mapping[int, tuple[str, ...]]
     """By the number of GPUs, the kinds of linear layer that cannot be split over so many; empty where all can."""
+
+    @cached_property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """In which each tensor is stored, by name."""
+        return {tensor.name: tensor.dtype for tensor in self.tensors}
 
     @property
     def bytes(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from hermetiq.runtimes.environments import RUNTIMES, Runtime, interpreter, is_ready, python_range
+from hermetiq.runtimes.environments import RUNTIMES, Runtime, interpreter, is_ready, python_range, python_remedy
 
 State = Literal["ready", "not installed", "missing"]
 """`missing`: it is not here, and hermetiq cannot put it here."""
@@ -73,8 +73,7 @@ def _runtime(runtime: Runtime) -> Line:
         return Line(runtime.name, "missing", f"not driven yet; needs {runtime.needs}", runtime.formats)
     if interpreter(environment) is None:
         what = f"{environment.package} wants {python_range(environment)}"
-        newest = ".".join(map(str, environment.newest))
-        return Line(runtime.name, "missing", what, runtime.formats, f"put python{newest} on PATH")
+        return Line(runtime.name, "missing", what, runtime.formats, python_remedy(environment))
     if is_ready(environment):
         return Line(runtime.name, "ready", f"in the environment of {environment.package}", runtime.formats)
     what = f"an environment with {environment.package} can be made"

@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hermetiq.errors import HermetiqError
+from hermetiq.formats.output import write_files
+from hermetiq.manifest import sha256_of
 
 IDENTITY: Final = "identity.json"
 
@@ -102,7 +104,7 @@ class Journal:
         partial = path.with_name(f"{path.name}.partial")
         save_file(stored, partial)
         _flush(partial)
-        sha256 = _sha256(partial)
+        sha256 = sha256_of(partial)
         partial.replace(path)
         record = {"identity": self._identity, "sha256": sha256, "keys": keys, "notes": remembered}
         _write_json(_record_path(self._folder, index), {"record": record, "sha256": _digest(record)})
@@ -170,7 +172,7 @@ def _checked(folder: Path, index: int, identity: str) -> _Record:
         raise ValueError("its record was changed")
     if record["identity"] != identity:
         raise ValueError("it belongs to another export")
-    if record["sha256"] != _sha256(_tensors_path(folder, index)):
+    if record["sha256"] != sha256_of(_tensors_path(folder, index)):
         raise ValueError("its tensors are not those that were recorded")
     return _Record(record["keys"], record["notes"])
 
@@ -208,11 +210,7 @@ def _tensors_path(folder: Path, index: int) -> Path:
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     """In one step: readers see the old file or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    _flush(partial)
-    partial.replace(path)
-    _flush(path.parent)
+    write_files({path: (json.dumps(document, indent=1) + "\n").encode()})
 
 
 def _flush(path: Path) -> None:
@@ -226,8 +224,3 @@ def _flush(path: Path) -> None:
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from hermetiq import __version__
 from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
+from hermetiq.formats.output import write_files
 
 FILE = "hermetiq.json"
 VERSION = 2
@@ -145,14 +145,13 @@ class Manifest:
         return replace(self, verification={**self.verification, file: verification})
 
     def write(self, folder: Path) -> None:
-        """Write `hermetiq.json` into `folder`, all of it or nothing."""
+        """Write `hermetiq.json` into `folder`, all of it or nothing.
+
+        Raises:
+            HermetiqError: the disk is full or the folder cannot be written.
+        """
         text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        partial = folder / f"{FILE}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / FILE)
+        write_files({folder / FILE: text.encode()})
 
     @classmethod
     def read(cls, folder: Path) -> Self:

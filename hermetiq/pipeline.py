@@ -134,10 +134,12 @@ def export(
     earlier = make_room(folder, job, overwrite=overwrite, resume=resume)
     # Nothing slow may stand between the files and the manifest that makes them an export.
     source = _source(job)
-    walk = part(tick, 0.0, 0.8 if job.rows else 0.0)
+    walked = 0.8 if job.rows else 0.0
     with no_empty_folders(folder, folder / "gguf"):
-        journal = _calibrated(job, folder, torch.device(device), resume=resume, tick=walk)
-        made = _write_folders(job, folder, journal) | _write_gguf(job, folder, journal, threads, part(tick, 0.8, 1.0))
+        journal = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
+        made = _write_folders(job, folder, journal) | _write_gguf(
+            job, folder, journal, threads, part(tick, walked, 1.0)
+        )
     if journal:
         source = replace(source, findings=(*source.findings, *tracks.findings(journal)))
     manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job))
@@ -246,7 +248,7 @@ def _file_name(name: str) -> str:
 def _source(job: Job) -> Source:
     return Source(
         name=job.source.provenance.name,
-        fingerprint=job.source.fingerprint(),
+        fingerprint=job.fingerprint,
         provenance=job.source.provenance,
         contract=job.contract,
         findings=job.findings,

@@ -58,9 +58,10 @@ def make_room(folder: Path, job: Job, *, overwrite: bool, resume: bool) -> set[P
     for path in abandoned:
         path.unlink()
     free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in journal.glob("*"))
-    if free < job.plan.disk:
+    needed = job.plan.disk
+    if free < needed:
         raise HermetiqError(
-            f"the export takes {job.plan.disk} bytes, {free} are free", where=str(folder), remedy="free disk space"
+            f"the export takes {needed} bytes, {free} are free", where=str(folder), remedy="free disk space"
         )
     return earlier
 
@@ -77,7 +78,7 @@ def finished(folder: Path, job: Job) -> Manifest | None:
         made == asked
         and calibrated == (job.rows and (job.rows.sha256, job.sequential))
         and any(item.imatrix for item in manifest.artifacts) == job.importance
-        and manifest.source.fingerprint == job.source.fingerprint()
+        and manifest.source.fingerprint == job.fingerprint
     )
     if not same:
         return None

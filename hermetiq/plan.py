@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -79,6 +80,11 @@ class Job:
     seed: int
     sequential: bool
     """Each block is calibrated on what the quantized blocks before it put out."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the source; taken once, as it reads a little of every tensor."""
+        return self.source.fingerprint()
 
     @property
     def plan(self) -> Plan:

@@ -50,7 +50,7 @@ def identity(job: Job, device: torch.device) -> dict[str, str]:
     """All that the journal's tensors depend on, in words that tell a person what changed."""
     assert job.rows
     return {
-        "source": job.source.fingerprint(),
+        "source": job.fingerprint,
         "calibration": job.rows.sha256,
         "specs": ", ".join(str(plan.spec) for plan in job.linear.values()),
         "importance matrix": "yes" if job.importance else "no",
@@ -131,13 +131,13 @@ def quantization(plan: LinearPlan) -> dict[str, Any]:
 
 def stored(source: Checkpoint, plan: LinearPlan, journal: Journal, track: str) -> Callable[[str], Tensor]:
     """The tensors of a folder by name: those of the journal, and the checkpoint's own for what no block holds."""
-    load, made, planned = _sound(source), set(journal.names(track)), {item.name: item for item in plan.tensors}
+    load, made = _sound(source), set(journal.names(track))
 
     def tensor(name: str) -> Tensor:
         if name in made:
             return journal.load(track, name)
         own = EMBEDDING if name == HEAD and plan.model.tied else name
-        return _narrowed(name, load(own), planned[name].dtype)
+        return _narrowed(name, load(own), plan.dtypes[name])
 
     return tensor
 
@@ -190,16 +190,16 @@ def _packed(made: SolvedBlock, prefix: str, plan: LinearPlan) -> Iterator[tuple[
     Raises:
         CheckFailed: zero-points that a reader would take for others (U24).
     """
-    recipe, planned = plan.spec.linear, {item.name: item for item in plan.tensors}
+    recipe, config = plan.spec.linear, quantization(plan)
     for weight, linear in made.linears.items():
         module = prefix + weight.removesuffix(".weight")
         parts = _PACK[plan.spec.format](linear, recipe)
         if plan.spec.format == "gptq":
-            gptq.check_zeros(module, parts["qzeros"], linear.zeros, quantization(plan))
+            gptq.check_zeros(module, parts["qzeros"], linear.zeros, config)
         for part, tensor in parts.items():
             yield f"{module}.{part}", tensor
     for name, tensor in made.others.items():
-        yield prefix + name, _narrowed(prefix + name, tensor, planned[prefix + name].dtype)
+        yield prefix + name, _narrowed(prefix + name, tensor, plan.dtypes[prefix + name])
 
 
 def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,7 +55,7 @@ def solve(
     prepared = {
         order: _prepare(weights, inputs, model, order) for order in {_sweeping(item.order) for item in recipes.values()}
     }
-    return {key: _solve(prepared[_sweeping(recipe.order)], inputs, recipe) for key, recipe in recipes.items()}
+    return {key: _solve(prepared[_sweeping(recipe.order)], recipe) for key, recipe in recipes.items()}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class _Prepared:
     """Of the inputs after the fold."""
     hessians: Mapping[Group, Tensor | None]
     """The same, not factorised; None where only rounding to nearest is left."""
+    energies: Mapping[str, float]
+    """By weight: tr(W H Wᵀ), H being the Gram matrix over its mean diagonal."""
 
 
 def _prepare(
@@ -79,7 +81,12 @@ def _prepare(
         hessian = plain[group].hessian(inputs[group.linears[0]].gram)
         hessians[group] = None if hessian is None else hessian / scales[:, None] / scales
     factors = {group: factor.folded(folded.factors[group]) for group, factor in plain.items()}
-    return _Prepared(folded, factors, hessians)
+    energies = {
+        name: _energy(folded.weights[name] / scales, inputs[name].gram)
+        for group, scales in folded.factors.items()
+        for name in group.linears
+    }
+    return _Prepared(folded, factors, hessians, energies)
 
 
 def _sweeping(order: Order) -> Order:
@@ -87,7 +94,7 @@ def _sweeping(order: Order) -> Order:
     return "plain" if order == "plain" else "static"
 
 
-def _solve(prepared: _Prepared, inputs: Mapping[str, Statistics], recipe: LinearRecipe) -> SolvedBlock:
+def _solve(prepared: _Prepared, recipe: LinearRecipe) -> SolvedBlock:
     folded = prepared.folded
     linears: dict[str, QuantizedLinear] = {}
     errors: dict[str, float] = {}
@@ -99,19 +106,19 @@ def _solve(prepared: _Prepared, inputs: Mapping[str, Statistics], recipe: Linear
         if hessian is not None:
             result = polish(joined, result, hessian)
         linears |= zip(group.linears, split(result.linear, rows), strict=True)
-        for name, part, losses in zip(group.linears, parts, torch.split(result.losses, rows), strict=True):
-            errors[name] = _share(losses, part / folded.factors[group], inputs[name].gram)
+        for name, losses in zip(group.linears, torch.split(result.losses, rows), strict=True):
+            # A share of nothing is none.
+            errors[name] = float(losses.sum()) / prepared.energies[name] if prepared.energies[name] > 0 else 0.0
         if factor.step:
             steps.append(f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}")
     others = {name: value for name, value in folded.weights.items() if name not in linears}
     return SolvedBlock(linears, others, errors, tuple(steps))
 
 
-def _share(
-    losses: Tensor,  # (out,)
+def _energy(
     weight: Tensor,  # (out, in), as it multiplies the inputs that were seen
     gram: Tensor,  # (in, in)
 ) -> float:
-    """The losses' share of tr(W H Wᵀ), H being the Gram matrix over its mean diagonal; none where nothing comes out."""
+    """tr(W H Wᵀ), H being the Gram matrix over its mean diagonal; zero where nothing comes out."""
     energy = float(((weight @ gram) * weight).sum())
-    return float(losses.sum() * gram.diagonal().mean()) / energy if energy > 0 else 0.0
+    return energy / float(gram.diagonal().mean()) if energy > 0 else 0.0

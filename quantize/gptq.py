@@ -44,16 +44,16 @@ def rounded(
     """
     columns = weight.shape[1]
     group_size = recipe.group_size or columns
+    side_by_side = torch.arange(columns, device=weight.device) // group_size
     if recipe.order == "static":
+        group_of = side_by_side
         grid = search(weight, factor.sensitivity, recipe, group_size)
-        group_of = torch.arange(columns, device=weight.device) // group_size
         swept = _sweep(weight, factor, recipe, group_of[factor.order], grid)
     else:
         # Groups are filled in the order of rounding, each with a grid for what its columns have become by then.
-        places = torch.arange(columns, device=weight.device) // group_size
-        swept = _sweep(weight, factor, recipe, places, None)
-        group_of = torch.empty_like(places)
-        group_of[factor.order] = places
+        group_of = torch.empty_like(side_by_side)
+        group_of[factor.order] = side_by_side
+        swept = _sweep(weight, factor, recipe, side_by_side, None)
     codes = torch.empty_like(swept.codes)
     codes[factor.order] = swept.codes
     linear = QuantizedLinear(

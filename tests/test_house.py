@@ -17,7 +17,7 @@ ENGINES = ("calibration", "formats", "quantize")
 ORDER = (
     {"hermetiq", "hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
     {"hermetiq.machine"},
-    {"hermetiq.rules", "hermetiq.journal"},
+    {"hermetiq.rules"},
     {"hermetiq.calibration"},
     {"hermetiq.quantize"},
     {"hermetiq.formats"},
@@ -26,7 +26,7 @@ ORDER = (
     {"hermetiq.companions"},
     {"hermetiq.runtimes"},
     {"hermetiq.manifest"},
-    {"hermetiq.plan"},
+    {"hermetiq.plan", "hermetiq.journal"},
     {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.verify"},
     {"hermetiq.pipeline"},

@@ -168,6 +168,11 @@ def python_range(environment: Environment) -> str:
     return f"Python {_spelled(environment.oldest)} to {_spelled(environment.newest)}"
 
 
+def python_remedy(environment: Environment) -> str:
+    """What makes it possible to build it where no Python fits."""
+    return f"put python{_spelled(environment.newest)} on PATH"
+
+
 def _spelled(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
 
@@ -182,7 +187,7 @@ def _interpreter(environment: Environment) -> tuple[str, str]:
     if found is None:
         raise HermetiqError(
             f"{environment.package} cannot be installed here: it wants {python_range(environment)}",
-            remedy=f"put python{_spelled(environment.newest)} on PATH",
+            remedy=python_remedy(environment),
         )
     return found
 

@@ -19,7 +19,6 @@ from hermetiq.manifest import Check
 from hermetiq.progress import Ticker, silent
 from hermetiq.quantize.spec import LinearRecipe, Spec
 from hermetiq.runtimes.environments import RUNTIMES, environment_of, runtime
-from hermetiq.runtimes.llama_cpp import Generation
 from hermetiq.runtimes.packages import Answers, Question, ask
 
 from . import judge, parity
@@ -28,7 +27,7 @@ from .judge import Findings
 from .observe import ANSWER_TOKENS, spread
 from .reading import Reading
 from .reference import Reference
-from .smoke import Answer
+from .smoke import Answer, answered, generated
 from .thresholds import Limits
 
 ENDS_ASKED = 16
@@ -188,9 +187,7 @@ def _tokens(name: str, asked: Reference, told: Answers) -> Findings:
 
 
 def _answers(asked: Reference, told: Answers, decode: Callable[[Sequence[int]], str]) -> tuple[Answer, ...]:
-    found = []
-    for prompt, ids in zip(asked.smoke, told.continuations, strict=True):
-        stopped = bool(ids) and ids[-1] in told.stops
-        generation = Generation(ids, decode(ids[:-1] if stopped else ids), stopped)
-        found.append(Answer(str(prompt.messages[-1]["content"]), prompt.ids, generation))
-    return tuple(found)
+    return tuple(
+        answered(prompt, generated(ids, told.stops, decode))
+        for prompt, ids in zip(asked.smoke, told.continuations, strict=True)
+    )

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.machine import free_memory
 from hermetiq.model import EMBEDDING, HEAD
-from hermetiq.runtimes.llama_cpp import Generation
 
 from .observe import ANSWER_TOKENS
 from .reference import Prompt, Reference
-from .smoke import Answer
+from .smoke import Answer, answered, generated
 
 EXACT_WEIGHTS = 1_000_000_000
 """Models of up to so many weights are computed in float32, larger ones in bfloat16; decided by size alone, so that
@@ -54,9 +53,7 @@ def answers(checkpoint: Checkpoint, asked: Reference, tick: Callable[[float], No
     for start in range(0, len(asked.smoke), BATCH):
         prompts = asked.smoke[start : start + BATCH]
         for prompt, ids in zip(prompts, _continued(model, prompts, asked.contract.stop_ids), strict=True):
-            stopped = bool(ids) and ids[-1] in asked.contract.stop_ids
-            text = checkpoint.tokenizer.decode(ids[:-1] if stopped else ids)
-            found.append(Answer(str(prompt.messages[-1]["content"]), prompt.ids, Generation(ids, text, stopped)))
+            found.append(answered(prompt, generated(ids, asked.contract.stop_ids, checkpoint.tokenizer.decode)))
         tick(0.3 + 0.7 * len(found) / len(asked.smoke))
     return tuple(found)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hermetiq.runtimes.llama_cpp import LlamaCpp
 
 from .reference import Reference
-from .smoke import Answer
+from .smoke import Answer, answered
 
 ANSWER_TOKENS = 64
 """Longest answer asked for; the smoke prompts have natural answers of a third of it."""
@@ -58,7 +58,7 @@ def observe(path: Path, reference: Reference, tick: Callable[[float], None]) -> 
         answers = []
         for number, prompt in enumerate(reference.smoke):
             generation = runtime.generate(prompt.ids, max_tokens=ANSWER_TOKENS)
-            answers.append(Answer(str(prompt.messages[-1]["content"]), prompt.ids, generation))
+            answers.append(answered(prompt, generation))
             tick(0.3 + 0.4 * (number + 1) / len(reference.smoke))
         logprobs = []
         for number, index in enumerate(asked):

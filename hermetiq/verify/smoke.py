@@ -17,6 +17,8 @@ from torch import Tensor
 from hermetiq.chat.contract import ChatContract
 from hermetiq.runtimes.llama_cpp import Generation
 
+from .reference import Prompt
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -31,6 +33,17 @@ class Answer:
     def ids(self) -> tuple[int, ...]:
         """Prompt and answer without its last token: what the source reads to say what should come last."""
         return self.prompt_ids + self.generation.ids[:-1]
+
+
+def answered(prompt: Prompt, generation: Generation) -> Answer:
+    """What was generated, as the answer to a smoke prompt."""
+    return Answer(str(prompt.messages[-1]["content"]), prompt.ids, generation)
+
+
+def generated(ids: tuple[int, ...], stop_ids: Collection[int], decode: Callable[[Sequence[int]], str]) -> Generation:
+    """Ids that something else than llama.cpp made, the stop that ended them included; it is no part of the text."""
+    stopped = bool(ids) and ids[-1] in stop_ids
+    return Generation(ids, decode(ids[:-1] if stopped else ids), stopped)
 
 
 def stop_leads(logprobs: Tensor, stop_ids: Collection[int]) -> Tensor:
