@@ -46,6 +46,16 @@ class LinearRecipe:
         return columns // (self.group_size or columns)
 
 
+@dataclass(frozen=True)
+class MixedRecipe:
+    """EXL2: each linear gets the widths that serve the model best within a mean size."""
+
+    bpw: float
+    """Stored bits per weight of all linears of the blocks together, hit from below."""
+    head_bits: int
+    """Bits of a code of the head, which is counted apart."""
+
+
 @dataclass(frozen=True, order=True)
 class Spec:
     """One artifact to make: a `format` and one of its recipes, in its one spelling."""
@@ -64,6 +74,15 @@ class Spec:
             KeyError: the format has none (GGUF).
         """
         return _LINEAR[self.format](self.recipe)
+
+    @property
+    def mixed(self) -> MixedRecipe:
+        """The recipe of the format that mixes widths.
+
+        Raises:
+            KeyError: the format does not (all but EXL2).
+        """
+        return _MIXED[self.format](self.recipe)
 
 
 def parse(text: str) -> Spec:
@@ -97,6 +116,11 @@ _GPTQ = re.compile(r"([2348])bit-(?:g(32|64|128|256)|channel)(-sym|-asym)?(-stat
 _AWQ = re.compile(r"4bit-g(32|64|128)")
 
 
+_EXL2 = re.compile(r"(\d(?:\.\d{1,3})?)bpw(-h6|-h8)?")
+SMALLEST_BPW, LARGEST_BPW = 2.1, 8.0
+"""Mean sizes that EXL2's widths of 2 to 8 bits can be mixed to."""
+
+
 def _gptq(recipe: str) -> str | None:
     found = _GPTQ.fullmatch(recipe.lower())
     if not found:
@@ -108,6 +132,13 @@ def _gptq(recipe: str) -> str | None:
 
 def _awq(recipe: str) -> str | None:
     return recipe.lower() if _AWQ.fullmatch(recipe.lower()) else None
+
+
+def _exl2(recipe: str) -> str | None:
+    found = _EXL2.fullmatch(recipe.lower())
+    if not found or not SMALLEST_BPW <= float(found[1]) <= LARGEST_BPW:
+        return None
+    return f"{float(found[1])}bpw{'-h8' if found[2] == '-h8' else ''}"
 
 
 @cache
@@ -131,6 +162,13 @@ def _awq_recipe(recipe: str) -> LinearRecipe:
     return LinearRecipe(bits=4, group_size=int(found[1]), symmetric=False, order="static", zero_offset=0)
 
 
+@cache
+def _exl2_recipe(recipe: str) -> MixedRecipe:
+    found = _EXL2.fullmatch(recipe)
+    assert found, recipe
+    return MixedRecipe(bpw=float(found[1]), head_bits=8 if found[2] == "-h8" else 6)
+
+
 _ORDERS: dict[str, Order] = {"-static": "static", "-actorder": "actorder", "-plain": "plain"}
 FORMATS: dict[str, _Format] = {
     "gguf": _Format(_gguf, ", ".join(GGUF_RECIPES)),
@@ -140,5 +178,7 @@ FORMATS: dict[str, _Format] = {
         "-v2 (default -v1)",
     ),
     "awq": _Format(_awq, "4bit-g{32,64,128}"),
+    "exl2": _Format(_exl2, f"{SMALLEST_BPW}bpw to {LARGEST_BPW}bpw, then -h8 (default -h6)"),
 }
 _LINEAR: dict[str, Callable[[str], LinearRecipe]] = {"gptq": _gptq_recipe, "awq": _awq_recipe}
+_MIXED: dict[str, Callable[[str], MixedRecipe]] = {"exl2": _exl2_recipe}
