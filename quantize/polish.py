@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .gptq import Rounded
+from .gptq import Linear, Rounded
 
 _BLOCK = 32
 """Columns between two updates of all gradients: inside, updates are small and stay in the cache."""
@@ -20,13 +20,13 @@ _BLOCK = 32
 
 def polish(
     weight: Tensor,  # (out, in) float32
-    rounded: Rounded,
+    rounded: Rounded[Linear],
     hessian: Tensor,  # (in, in) float32, positive definite
-) -> Rounded:
+) -> Rounded[Linear]:
     """The same grids with codes whose loss, e H eᵀ of each row's error e, is no larger and mostly smaller."""
     linear = rounded.linear
-    scales, places = linear.scales.float(), linear.group_of.tolist()
-    curvature, top = hessian.diagonal().tolist(), 2**linear.bits - 1
+    scales, groups, tops = linear.scales.float(), linear.group_of.tolist(), linear.tops
+    curvature = hessian.diagonal().tolist()
     # Transposed, a column is contiguous.
     codes = linear.codes.T.to(torch.float32)
     gradient = hessian @ (linear.dequantize() - weight).T
@@ -35,8 +35,8 @@ def polish(
         end = min(start + _BLOCK, len(codes))
         moves = torch.empty(end - start, codes.shape[1], device=codes.device)
         for column in range(start, end):
-            scale, slope = scales[places[column]], gradient[column]
-            best = (codes[column] - slope / (scale * curvature[column])).round_().clamp_(0, top)
+            scale, slope = scales[groups[column]], gradient[column]
+            best = (codes[column] - slope / (scale * curvature[column])).round_().clamp_(0, tops[groups[column]])
             move = torch.mul(best - codes[column], scale, out=moves[column - start])
             codes[column] = best
             losses.addcmul_(move, 2 * slope + curvature[column] * move)

@@ -18,6 +18,11 @@ class QuantizedLinear:
     group_of: Tensor  # (in,) int32: the group of each input column
     bits: int
 
+    @property
+    def tops(self) -> list[int]:
+        """Largest code of each group."""
+        return [(1 << self.bits) - 1] * len(self.scales)
+
     def dequantize(self) -> Tensor:  # (out, in) float32
         """The weights as a reader that computes in float32 has them."""
         group = self.group_of.long()
@@ -45,6 +50,11 @@ class MixedLinear:
         sizes = torch.tensor([columns for _, columns in self.groups], device=self.order.device)
         stored = torch.repeat_interleave(torch.arange(len(self.groups), device=self.order.device), sizes)
         return torch.empty_like(stored).scatter_(0, self.order.long(), stored)
+
+    @property
+    def tops(self) -> list[int]:
+        """Largest code of each group."""
+        return [(1 << bits) - 1 for bits, _ in self.groups]
 
     @property
     def scales(self) -> Tensor:  # (groups, out) float16
