@@ -1,4 +1,4 @@
-"""What the packed linear layers of GPTQ and AWQ have in common: named parts, and distrust of those that were read.
+"""What packed linear layers have in common in GPTQ, AWQ and EXL2: named parts, and distrust of those that were read.
 
 Artifacts of other tools come in here too. What is wrong with one is said of the part by its name, so that the reader of
 a folder can tell which tensor of which file it is.
@@ -38,12 +38,26 @@ def matrix(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     Raises:
         Malformed: it is missing or no matrix.
     """
-    if name not in tensors:
-        raise Malformed(name, "no such tensor", "a matrix")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != 2 or 0 in shape:
-        raise Malformed(name, f"shape {shape}", "a matrix")
+    shape = _shape(tensors, name, 2, "a matrix")
     return shape[0], shape[1]
+
+
+def vector(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Length of a part.
+
+    Raises:
+        Malformed: it is missing or no vector.
+    """
+    return _shape(tensors, name, 1, "a vector")[0]
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, expected: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise Malformed(name, "no such tensor", expected)
+    shape = tuple(tensors[name].shape)
+    if len(shape) != axes or 0 in shape:
+        raise Malformed(name, f"shape {shape}", expected)
+    return shape
 
 
 def require_layout(tensors: Mapping[str, Tensor], layout: Mapping[str, Part]) -> None:
