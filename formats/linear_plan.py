@@ -1,4 +1,4 @@
-"""A GPTQ or AWQ folder before any weight is read: every tensor, its bytes, and how it splits over several GPUs.
+"""A folder of packed layers before any weight is read: every tensor, its bytes, and how it splits over several GPUs.
 
 A shape that the format cannot hold is refused here, hours before a runtime would stumble over it (U23, U26).
 """
@@ -39,6 +39,8 @@ class LinearPlan:
     """In the order they are written."""
     unsplit: Mapping[int, tuple[str, ...]]
     """By the number of GPUs, the kinds of linear layer that cannot be split over so many; empty where all can."""
+    stem: str = "model"
+    """How the names of its files begin."""
 
     @cached_property
     def dtypes(self) -> Mapping[str, torch.dtype]:
@@ -57,10 +59,11 @@ class LinearPlan:
 
     @property
     def nominal_bits_per_weight(self) -> float:
-        """Bits for each weight of the quantized layers alone, with their scales, zero-points and order."""
-        shapes = linears(self.model).values()
-        parts = [part for shape in shapes for part in layout(self.spec, shape).values()]
-        return 8 * sum(prod(part.shape) * part.dtype.itemsize for part in parts) / sum(map(prod, shapes))
+        """Bits for each weight of the blocks' quantized layers alone, with their scales, zero-points and order."""
+        layers = linears(self.model)
+        parts = [tensor for tensor in self.tensors if tensor.name.rpartition(".")[0] in layers]
+        stored = sum(tensor.bytes for tensor in parts if not tensor.name.endswith(".bias"))
+        return 8 * stored / sum(map(prod, layers.values()))
 
 
 def plan(model: ModelConfig, spec: Spec, *, dtype: torch.dtype = torch.float16) -> LinearPlan:
@@ -75,7 +78,11 @@ def plan(model: ModelConfig, spec: Spec, *, dtype: torch.dtype = torch.float16) 
     if misfits := tuple(_misfits(model, spec)):
         raise Refusal(*misfits)
     unsplit = {gpus: tuple(_unsplit(model, spec, gpus)) for gpus in TENSOR_PARALLEL}
-    return LinearPlan(spec, model, tuple(_tensors(model, spec, dtype)), unsplit)
+    layouts = {module: layout(spec, shape) for module, shape in linears(model).items()}
+    expected = model.expected_tensors()
+    if _FORMATS[spec.format].explicit_head:
+        expected.setdefault(HEAD, expected[EMBEDDING])
+    return LinearPlan(spec, model, tuple(tensors(expected, layouts, dtype)), unsplit)
 
 
 def linears(model: ModelConfig) -> dict[str, Shape]:
@@ -90,6 +97,32 @@ def linears(model: ModelConfig) -> dict[str, Shape]:
 def layout(spec: Spec, shape: Shape) -> dict[str, Part]:
     """The stored parts of a quantized layer, by the last part of their names."""
     return _FORMATS[spec.format].layout(shape, spec.linear)
+
+
+def tensors(
+    expected: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Mapping[str, Part]], dtype: torch.dtype
+) -> Iterator[PlannedTensor]:
+    """The tensors of a folder in the checkpoint's order, packed layers by their parts.
+
+    Args:
+        expected: shapes of the checkpoint's tensors.
+        layouts: the parts of each packed layer, by the name of its module.
+        dtype: of what is not packed.
+    """
+    for name, shape in expected.items():
+        module = name.removesuffix(".weight")
+        if name != module and module in layouts:
+            for part, stored in layouts[module].items():
+                yield PlannedTensor(f"{module}.{part}", stored.shape, stored.dtype)
+        else:
+            yield PlannedTensor(name, shape, dtype)
+
+
+def misfit(name: str, found: str, expected: str, fitting: Iterable[str]) -> Finding:
+    """`group-shape` for one layer, with the recipes that fit all layers."""
+    fits = ", ".join(fitting)
+    repair = f"All layers of this model fit {fits}." if fits else "Nothing of this format fits this model: use a GGUF."
+    return finding("group-shape", file="config.json", field=name, found=found, expected=expected, repair=repair)
 
 
 @dataclass(frozen=True)
@@ -119,19 +152,6 @@ _FORMATS: Final = {
 }
 
 
-def _tensors(model: ModelConfig, spec: Spec, dtype: torch.dtype) -> Iterator[PlannedTensor]:
-    layers, expected = linears(model), model.expected_tensors()
-    if _FORMATS[spec.format].explicit_head:
-        expected.setdefault(HEAD, expected[EMBEDDING])
-    for name, shape in expected.items():
-        module = name.removesuffix(".weight")
-        if name != module and module in layers:
-            for part, stored in layout(spec, layers[module]).items():
-                yield PlannedTensor(f"{module}.{part}", stored.shape, stored.dtype)
-        else:
-            yield PlannedTensor(name, shape, dtype)
-
-
 def _misfits(model: ModelConfig, spec: Spec) -> Iterator[Finding]:
     """`group-shape` for the layers of the first block, as all blocks are alike."""
     format, recipe = _FORMATS[spec.format], spec.linear
@@ -140,15 +160,9 @@ def _misfits(model: ModelConfig, spec: Spec) -> Iterator[Finding]:
     sizes = [f"g{size}" for size in format.group_sizes if all(width % size == 0 for width in widths)]
     for name, (height, width) in layers.items():
         if recipe.group_size and width % recipe.group_size:
-            yield _misfit(name, f"rows of {width}", f"a multiple of the group size, {recipe.group_size}", sizes)
+            yield misfit(name, f"rows of {width}", f"a multiple of the group size, {recipe.group_size}", sizes)
         if not _packs(spec, (height, width)):
-            yield _misfit(name, f"shape {(height, width)}", f"multiples of {format.multiples}, to fill whole words", ())
-
-
-def _misfit(name: str, found: str, expected: str, fitting: Iterable[str]) -> Finding:
-    fits = ", ".join(fitting)
-    repair = f"All layers of this model fit {fits}." if fits else "Nothing of this format fits this model: use a GGUF."
-    return finding("group-shape", file="config.json", field=name, found=found, expected=expected, repair=repair)
+            yield misfit(name, f"shape {(height, width)}", f"multiples of {format.multiples}, to fill whole words", ())
 
 
 def _packs(spec: Spec, shape: Shape) -> bool:

@@ -217,6 +217,14 @@ _TABLE = (
         "Some runtimes fail on a ragged last group, and others read it wrong.",
         "Choose a group size that divides the rows of every layer; the finding names those that do.",
     ),
+    Rule(
+        "bits-reach",
+        "error",
+        ("U26",),
+        "The bits per weight asked for are fewer than the format's smallest widths take for these layers.",
+        "Scales, orders and group tables count, too, and in small layers they weigh more than codes.",
+        "Ask for at least the size that the finding names.",
+    ),
 )
 
 _LONGEST = 600
