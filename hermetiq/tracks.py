@@ -28,7 +28,7 @@ from hermetiq.manifest import Solving
 from hermetiq.model import EMBEDDING, HEAD
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker
-from hermetiq.quantize.block import SolvedBlock, solve
+from hermetiq.quantize.block import BlockSolver, SolvedBlock
 from hermetiq.quantize.factor import DAMPING
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe
@@ -156,12 +156,12 @@ class _Visitor:
             tensors[IMPORTANCE] = {name: item.importance for name, item in block.inputs.items()}
         solved: Mapping[str, SolvedBlock] = {}
         if block.weights and self.job.linear:
-            solved = solve(
+            solver = BlockSolver(
                 {name.removeprefix(prefix): weight for name, weight in block.weights.items()},
                 {name.removeprefix(prefix): item for name, item in block.inputs.items()},
                 self.job.source.model,
-                {track: plan.spec.linear for track, plan in self.job.linear.items()},
             )
+            solved = {track: solver.solve(plan.spec.linear) for track, plan in self.job.linear.items()}
         for track, made in solved.items():
             tensors[track] = dict(_packed(made, prefix, self.job.linear[track]))
         replacement = _sequential(solved, prefix) if self.job.sequential and solved else None
@@ -192,6 +192,7 @@ def _packed(made: SolvedBlock, prefix: str, plan: LinearPlan) -> Iterator[tuple[
     """
     recipe, config = plan.spec.linear, quantization(plan)
     for weight, linear in made.linears.items():
+        assert isinstance(linear, QuantizedLinear)
         module = prefix + weight.removesuffix(".weight")
         parts = _PACK[plan.spec.format](linear, recipe)
         if plan.spec.format == "gptq":

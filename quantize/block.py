@@ -5,7 +5,7 @@ What is shared by all formats is done once. A recipe costs its own scale search 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,19 +14,25 @@ from torch import Tensor
 from hermetiq.calibration.statistics import Statistics
 from hermetiq.model import ModelConfig
 
+from . import exl2, gptq
 from .factor import Factor, factorize
 from .fold import GROUPS, Folded, Group, fold
-from .gptq import rounded, split
+from .gptq import Rounded
+from .ladder import Rung
+from .measure import disturbed, measure
 from .polish import polish
-from .result import QuantizedLinear
+from .result import MixedLinear, QuantizedLinear
 from .spec import LinearRecipe, Order
+
+Rungs = Mapping[str, Rung]
+"""What EXL2 makes of a block: the rung of each linear, by the name of its weight."""
 
 
 @dataclass(frozen=True)
 class SolvedBlock:
     """What one recipe makes of a block. Names are those below the block."""
 
-    linears: Mapping[str, QuantizedLinear]
+    linears: Mapping[str, QuantizedLinear | MixedLinear]
     """By the name of the weight."""
     others: Mapping[str, Tensor]
     """Every other tensor of the block, float32, with the folds in it."""
@@ -36,26 +42,74 @@ class SolvedBlock:
     """What the factorisations had to do beyond the ordinary, each with the layers it concerns."""
 
 
-def solve(
-    weights: Mapping[str, Tensor],
-    inputs: Mapping[str, Statistics],
-    model: ModelConfig,
-    recipes: Mapping[str, LinearRecipe],
-) -> dict[str, SolvedBlock]:
-    """Quantize a block by every recipe, from the same statistics.
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """What each rung of a ladder would cost. Names are those below the block.
+
+    Energies are tr(E H Eᵀ) of a weight's error E, H being the input's Gram matrix over its mean diagonal.
+    """
+
+    errors: Mapping[str, tuple[float, ...]]
+    """By weight: the energy that each rung leaves, with the damping in it."""
+    disturbances: Mapping[str, float]
+    """By weight: the energy of what `disturbed` does to it."""
+
+
+class BlockSolver:
+    """A block with what calibration saw in it, ready for any recipe.
 
     Args:
         weights: every tensor of the block by its name below it, float32.
         inputs: by the name of each linear's weight.
-        recipes: by any key; the result has the same.
-
-    Raises:
-        HermetiqError: a weight is beyond what a float16 scale can express.
     """
-    prepared = {
-        order: _prepare(weights, inputs, model, order) for order in {_sweeping(item.order) for item in recipes.values()}
-    }
-    return {key: _solve(prepared[_sweeping(recipe.order)], recipe) for key, recipe in recipes.items()}
+
+    def __init__(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Statistics], model: ModelConfig) -> None:
+        self._weights, self._inputs, self._model = weights, inputs, model
+        self._prepared: dict[Order, _Prepared] = {}
+
+    def solve(self, recipe: LinearRecipe | Rungs) -> SolvedBlock:
+        """Quantize the block.
+
+        Raises:
+            HermetiqError: a weight is beyond what a float16 scale can express.
+        """
+        prepared = self._ready(recipe.order if isinstance(recipe, LinearRecipe) else "static")
+        linears: dict[str, QuantizedLinear | MixedLinear] = {}
+        errors: dict[str, float] = {}
+        for group in GROUPS:
+            made = _mixed(prepared, group, recipe) if isinstance(recipe, Mapping) else _uniform(prepared, group, recipe)
+            for name, result in made.items():
+                linears[name] = result.linear
+                # A share of nothing is none.
+                energy = prepared.energies[name]
+                errors[name] = float(result.losses.sum()) / energy if energy > 0 else 0.0
+        others = {name: value for name, value in prepared.folded.weights.items() if name not in linears}
+        return SolvedBlock(linears, others, errors, prepared.steps)
+
+    def measure(self, ladder: Sequence[Rung]) -> MeasuredBlock:
+        """What each rung would cost each linear.
+
+        Raises:
+            HermetiqError: a weight is beyond what a float16 scale can express.
+        """
+        prepared = self._ready("static")
+        errors: dict[str, tuple[float, ...]] = {}
+        for group, factor in prepared.factors.items():
+            parts = prepared.parts(group)
+            order = exl2.stored_order(torch.cat(parts), factor)
+            errors |= zip(group.linears, measure(parts, factor, order, ladder), strict=True)
+        disturbances = {
+            name: _energy(disturbed(self._weights[name]) - self._weights[name], given.gram)
+            for name, given in self._inputs.items()
+        }
+        return MeasuredBlock(errors, disturbances)
+
+    def _ready(self, order: Order) -> _Prepared:
+        """Static and fresh groups are swept in the same order."""
+        sweeping: Order = "plain" if order == "plain" else "static"
+        if sweeping not in self._prepared:
+            self._prepared[sweeping] = _prepare(self._weights, self._inputs, self._model, sweeping)
+        return self._prepared[sweeping]
 
 
 @dataclass(frozen=True)
@@ -69,6 +123,19 @@ class _Prepared:
     """The same, not factorised; None where only rounding to nearest is left."""
     energies: Mapping[str, float]
     """By weight: tr(W H Wᵀ), H being the Gram matrix over its mean diagonal."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What the factorisations had to do beyond the ordinary, each with the layers it concerns."""
+        return tuple(
+            f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}"
+            for group, factor in self.factors.items()
+            if factor.step
+        )
+
+    def parts(self, group: Group) -> list[Tensor]:
+        """The weights that share the group's input."""
+        return [self.folded.weights[name] for name in group.linears]
 
 
 def _prepare(
@@ -89,30 +156,30 @@ def _prepare(
     return _Prepared(folded, factors, hessians, energies)
 
 
-def _sweeping(order: Order) -> Order:
-    """Static and fresh groups are swept in the same order."""
-    return "plain" if order == "plain" else "static"
+def _uniform(prepared: _Prepared, group: Group, recipe: LinearRecipe) -> dict[str, Rounded[QuantizedLinear]]:
+    """The linears of a group on grids of one width, joined by their rows."""
+    parts, hessian = prepared.parts(group), prepared.hessians[group]
+    joined = torch.cat(parts)
+    result = gptq.rounded(joined, prepared.factors[group], recipe)
+    if hessian is not None:
+        result = polish(joined, result, hessian)
+    rows = [len(part) for part in parts]
+    return {
+        name: Rounded(linear, losses)
+        for name, linear, losses in zip(
+            group.linears, gptq.split(result.linear, rows), torch.split(result.losses, rows), strict=True
+        )
+    }
 
 
-def _solve(prepared: _Prepared, recipe: LinearRecipe) -> SolvedBlock:
-    folded = prepared.folded
-    linears: dict[str, QuantizedLinear] = {}
-    errors: dict[str, float] = {}
-    steps = []
-    for group, factor in prepared.factors.items():
-        parts = [folded.weights[name] for name in group.linears]
-        rows, joined = [len(part) for part in parts], torch.cat(parts)
-        result, hessian = rounded(joined, factor, recipe), prepared.hessians[group]
-        if hessian is not None:
-            result = polish(joined, result, hessian)
-        linears |= zip(group.linears, split(result.linear, rows), strict=True)
-        for name, losses in zip(group.linears, torch.split(result.losses, rows), strict=True):
-            # A share of nothing is none.
-            errors[name] = float(losses.sum()) / prepared.energies[name] if prepared.energies[name] > 0 else 0.0
-        if factor.step:
-            steps.append(f"{', '.join(name.removesuffix('.weight') for name in group.linears)}: {factor.step}")
-    others = {name: value for name, value in folded.weights.items() if name not in linears}
-    return SolvedBlock(linears, others, errors, tuple(steps))
+def _mixed(prepared: _Prepared, group: Group, rungs: Rungs) -> dict[str, Rounded[MixedLinear]]:
+    """The linears of a group, each in the widths of its rung."""
+    weights, factor = prepared.parts(group), prepared.factors[group]
+    order = exl2.stored_order(torch.cat(weights), factor)
+    parts = [
+        exl2.Part(weight, rungs[name].groups(len(order))) for name, weight in zip(group.linears, weights, strict=True)
+    ]
+    return dict(zip(group.linears, exl2.rounded(parts, factor, order, prepared.hessians[group]), strict=True))
 
 
 def _energy(

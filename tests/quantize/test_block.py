@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hermetiq.calibration.statistics import Statistics
+from hermetiq.model import ModelConfig
 from hermetiq.quantize import block as block_module
-from hermetiq.quantize.block import SolvedBlock, solve
+from hermetiq.quantize.block import BlockSolver, SolvedBlock
 from hermetiq.quantize.factor import DAMPING, ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import GROUPS, fold
 from hermetiq.quantize.spec import LinearRecipe, Order, parse
@@ -47,6 +48,16 @@ def inputs(real: Block, device: torch.device | str = "cpu") -> dict[str, Statist
     seen = real.inputs()
     shared = [(group, observed(seen[group.linears[0]].float(), device)) for group in GROUPS]
     return {name: given for group, given in shared for name in group.linears}
+
+
+def solve(
+    weights: Mapping[str, Tensor],
+    given: Mapping[str, Statistics],
+    model: ModelConfig,
+    recipes: Mapping[str, LinearRecipe],
+) -> dict[str, SolvedBlock]:
+    solver = BlockSolver(weights, given, model)
+    return {key: solver.solve(recipe) for key, recipe in recipes.items()}
 
 
 def solved(
