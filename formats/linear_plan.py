@@ -20,7 +20,7 @@ from hermetiq.rules import finding
 
 from . import awq, gptq
 from .packed import Part
-from .shards import PlannedTensor
+from .shards import STEM, PlannedTensor
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """Numbers of GPUs that a plan answers for."""
@@ -39,7 +39,7 @@ class LinearPlan:
     """In the order they are written."""
     unsplit: Mapping[int, tuple[str, ...]]
     """By the number of GPUs, the kinds of linear layer that cannot be split over so many; empty where all can."""
-    stem: str = "model"
+    stem: str = STEM
     """How the names of its files begin."""
 
     @cached_property

@@ -22,7 +22,8 @@ from hermetiq.errors import HermetiqError
 
 from .output import Output
 
-SINGLE: Final = "model.safetensors"
+STEM: Final = "model"
+"""How the names of files begin, where a format has no other custom."""
 INDEX: Final = "model.safetensors.index.json"
 SHARD: Final = 5_000_000_000
 """Bytes of tensors in a file at most, as transformers has it, unless one tensor is larger."""
@@ -59,6 +60,7 @@ def write_shards(
     planned: Sequence[PlannedTensor],
     load: Callable[[str], Tensor],
     *,
+    stem: str = STEM,
     max_bytes: int = SHARD,
     on_tensor: Progress | None = None,
 ) -> dict[Path, str]:
@@ -66,7 +68,7 @@ def write_shards(
 
     Returns the SHA-256 of each file, as hex. `load` is asked for each tensor once and in order; the same tensors always
     make the same bytes. Whatever interrupts the writing removes what was written; a killed process leaves `.partial`
-    files only.
+    files only. `stem` is how the names of the files begin; the index has the one name that readers look for.
 
     Raises:
         HermetiqError: a tensor has another shape or type than planned; the disk is full or cannot be written.
@@ -74,7 +76,7 @@ def write_shards(
     """
     if not planned or len({tensor.name for tensor in planned}) < len(planned):
         raise ValueError("each tensor is planned once, and there is at least one")
-    parts = _parts(planned, max_bytes)
+    parts = _parts(planned, stem, max_bytes)
     done = 0
     with ExitStack() as stack:
         outputs = []
@@ -111,7 +113,7 @@ def header(planned: Sequence[PlannedTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _parts(planned: Sequence[PlannedTensor], max_bytes: int) -> dict[str, list[PlannedTensor]]:
+def _parts(planned: Sequence[PlannedTensor], stem: str, max_bytes: int) -> dict[str, list[PlannedTensor]]:
     """Consecutive tensors that go into one file together, by its name."""
     parts: list[list[PlannedTensor]] = [[]]
     size = 0
@@ -122,8 +124,8 @@ def _parts(planned: Sequence[PlannedTensor], max_bytes: int) -> dict[str, list[P
         parts[-1].append(tensor)
         size += tensor.bytes
     if len(parts) == 1:
-        return {SINGLE: parts[0]}
-    return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, 1)}
+        return {f"{stem}.safetensors": parts[0]}
+    return {f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, 1)}
 
 
 def _index(parts: Mapping[str, Sequence[PlannedTensor]]) -> bytes:

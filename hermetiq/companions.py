@@ -29,6 +29,8 @@ TOKENIZER_CLASS: Final = "PreTrainedTokenizerFast"
 5 builds a `LlamaTokenizer` anew from the vocabulary, and 331 of the 2,000 parity texts then get other tokens."""
 QUANTIZER_FILES: Final = {"gptq": "quantize_config.json"}
 """Where readers older than `quantization_config` look, by `quant_method`."""
+OWN_HEAD: Final = frozenset({"exl2"})
+"""By `quant_method`: formats that quantize the head, so that it is no longer the embedding to which it was tied."""
 VOCABULARIES: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 """What slow tokenizers and converters read in the place of `tokenizer.json`."""
 
@@ -86,7 +88,7 @@ def _config(
         "eos_token_id": _stops(contract),
         "pad_token_id": contract.pad_token_id,
         "vocab_size": contract.rows,
-        "tie_word_embeddings": model.tied,
+        "tie_word_embeddings": model.tied and quantization.get("quant_method") not in OWN_HEAD,
         "rope_theta": model.rope_theta,
         # Early readers of transformers 4 accept two keys only, `type` and `factor`: a source that has them keeps them.
         "rope_scaling": own.get("rope_scaling") or scaling,

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hermetiq.errors import HermetiqError
-from hermetiq.formats.shards import INDEX, SINGLE, PlannedTensor, write_shards
+from hermetiq.formats.shards import INDEX, PlannedTensor, write_shards
+
+SINGLE = "model.safetensors"
 
 TENSORS: Mapping[str, Tensor] = {
     "b.qweight": torch.arange(-6, 6, dtype=torch.int32).reshape(3, 4),
@@ -75,6 +77,15 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert index["weight_map"] == expected
     for name, file in expected.items():
         assert torch.equal(load_file(tmp_path / file)[name], TENSORS[name])
+
+
+def test_files_may_have_another_name_and_their_index_has_not(tmp_path: Path) -> None:
+    write_shards(tmp_path, planned(), TENSORS.__getitem__, stem="output", max_bytes=70)
+    files = ["output-00001-of-00002.safetensors", "output-00002-of-00002.safetensors"]
+    assert names(tmp_path) == [INDEX, *files]
+    assert sorted(set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())) == files
+    write_shards(tmp_path / "one", planned(), TENSORS.__getitem__, stem="output")
+    assert names(tmp_path / "one") == ["output.safetensors"]
 
 
 def test_a_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
