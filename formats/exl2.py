@@ -102,16 +102,15 @@ def shape_of(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     return height, width
 
 
-def unpack(tensors: Mapping[str, Tensor], out: int | None = None) -> MixedLinear:
+def unpack(tensors: Mapping[str, Tensor]) -> MixedLinear:
     """Read a layer's stored tensors, whichever tool wrote them; parts that `layout` does not name are left alone.
 
-    Args:
-        out: rows of the layer without its padding; None keeps the padding.
+    The layer has all stored rows: nothing but its model knows how many of them are padding.
 
     Raises:
         Malformed: a part is missing or makes no sense.
     """
-    height, width = shape_of(tensors)
+    _, width = shape_of(tensors)
     scale_max, inverse = tensors["q_scale_max"], tensors["q_invperm"].long()
     if count := int((~scale_max.isfinite()).sum()):
         raise Malformed("q_scale_max", f"{count} of {len(scale_max)} NaN or infinite", "finite scales")
@@ -123,8 +122,8 @@ def unpack(tensors: Mapping[str, Tensor], out: int | None = None) -> MixedLinear
     runs = torch.split(tensors["q_weight"], [bits * columns // 32 for bits, columns in _runs(groups)])
     rows = [stream.unpack(run, bits, axis=0) for (bits, _), run in zip(_runs(groups), runs, strict=True)]
     return MixedLinear(
-        codes=torch.cat(rows)[inverse, : out or height].T.contiguous(),
-        indices=stream.unpack(tensors["q_scale"], _SCALE_BITS, axis=1)[:, : out or height].contiguous(),
+        codes=torch.cat(rows)[inverse].T.contiguous(),
+        indices=stream.unpack(tensors["q_scale"], _SCALE_BITS, axis=1),
         scale_max=scale_max,
         order=torch.argsort(inverse).to(torch.int32),
         groups=groups,

@@ -18,10 +18,10 @@ from hermetiq.rules import finding
 
 from . import tokenizer
 from .base import Checkpoint, Provenance, TensorInfo
-from .documents import incomplete, read_documents, read_provenance, read_templates
+from .documents import Read, incomplete, read_documents, read_provenance, read_templates
 from .families import parse_config
 from .identity import folder_digest
-from .shards import INDEX, SINGLE, listed, load_tensor, read_tensors
+from .shards import INDEX, SINGLE, listed, load_tensor, read_every_file, read_tensors
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json")
@@ -34,6 +34,9 @@ _QUANTIZED_PARTS = frozenset(
     }
 )
 """Parts of tensor names that only quantized layouts have."""
+
+_UNINDEXED = ("exl2",)
+"""By `quant_method`: formats whose reader takes every file. Their converter copies the index of its source along."""
 
 
 class FolderCheckpoint(Checkpoint):
@@ -155,7 +158,7 @@ def read_folder(folder: Path) -> Contents:
     templates, wrong_templates = read_templates(folder, documents)
     provenance, wrong_card = read_provenance(folder, documents)
     # Of an adapter alone every weight is missing, too, but that is not what has to be repaired.
-    stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else read_tensors(folder)
+    stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else _read_stored(folder, documents)
     # Old exports keep this buffer; it follows from rope_theta.
     tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
     packed = quantized(folder, documents, tensors)
@@ -181,6 +184,12 @@ def _read_model(
         repair = "Open the base model and give this folder as --adapter."
         return None, (incomplete("config.json", found="a LoRA adapter alone", expected="a model", repair=repair),)
     return None, (incomplete("config.json", found="no such file", expected="the configuration of the model"),)
+
+
+def _read_stored(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Read[dict[str, TensorInfo]]:
+    section = documents.get("config.json", {}).get("quantization_config")
+    indexed = not isinstance(section, Mapping) or section.get("quant_method") not in _UNINDEXED
+    return read_tensors(folder) if indexed else read_every_file(folder)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A folder that GPTQ or AWQ wrote, ours or another tool's, read as the model it stands for.
+"""A folder that GPTQ, AWQ or EXL2 wrote, ours or another tool's, read as the model it stands for.
 
 Verification needs the weights that a runtime sees, and peers have to be measured the same way. So each packed layer
 appears under its Hugging Face name and is dequantized when it is asked for; everything else passes through as stored.
@@ -8,7 +8,7 @@ Packed parts are checked by their headers when the folder is opened, and by thei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
-from hermetiq.formats import awq, gptq
+from hermetiq.formats import awq, exl2, gptq
 from hermetiq.formats.packed import Malformed
 from hermetiq.formats.shards import DTYPES
-from hermetiq.quantize.result import QuantizedLinear
+from hermetiq.model import HEAD
+from hermetiq.quantize.result import MixedLinear, QuantizedLinear
 
 from . import tokenizer
 from .base import Checkpoint, TensorInfo
@@ -30,7 +31,6 @@ from .folder import FLOATS, mismatches, read_folder
 from .identity import folder_digest
 from .shards import listed, load_tensor
 
-_PARTS: Final = ("qweight", "qzeros", "scales", "g_idx")
 _TYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 _CONFIG, _SECTION = "config.json", "quantization_config"
 _OTHER_LAYOUT: Final = ("dynamic", "is_marlin_format")
@@ -41,9 +41,10 @@ Parts = Mapping[str, Tensor]
 
 
 class PackedCheckpoint(Checkpoint):
-    """A model folder whose `quantization_config` is of GPTQ, or of AWQ's version `gemm`.
+    """A model folder whose `quantization_config` is of GPTQ, of AWQ's version `gemm`, or of EXL2.
 
-    `tensors` and `load` show float32 weights in place of packed ones. It is no source to export from, so
+    `tensors` and `load` show float32 weights in place of packed ones. A packed head is not the embedding, also where
+    the configuration of another tool still says so. It is no source to export from, so
     `source-quantized` stands among its findings as an error.
 
     Raises:
@@ -58,14 +59,14 @@ class PackedCheckpoint(Checkpoint):
             raise Refusal(*errors)
         self.path = folder
         self.documents = contents.documents
-        self.config = contents.documents[_CONFIG]
-        self.model = contents.model
         self.templates = contents.templates
         self.provenance = contents.provenance
         self.findings = contents.findings
         self._stored = contents.tensors
-        self._layers = _layers(contents.tensors)
-        self._packing = _read_packing(self.config[_SECTION])
+        self._packing = _read_packing(contents.documents[_CONFIG][_SECTION])
+        self._layers = _layers(self._packing, contents.tensors)
+        self.model = replace(contents.model, tied=contents.model.tied and HEAD not in self._layers)
+        self.config = {**contents.documents[_CONFIG], "tie_word_embeddings": self.model.tied}
         if wrong := (*_malformed(self._packing, self._layers, self._stored), *_unpacked(self._layers, self._stored)):
             raise Refusal(*wrong)
         self.tensors = self._logical()
@@ -80,9 +81,10 @@ class PackedCheckpoint(Checkpoint):
             return self._load_stored(name)
         parts = self._layers[name]
         try:
-            return self._packing.unpack({part: self._load_stored(parts[part]) for part in parts}).dequantize()
+            linear = self._packing.unpack({part: self._load_stored(parts[part]) for part in parts})
         except Malformed as malformed:
             raise Refusal(_finding(malformed, parts, self._stored)) from malformed
+        return linear.dequantize()[: self.tensors[name].shape[0]]
 
     def fingerprint(self) -> str:
         return folder_digest(self.path, self._stored, self._load_stored)
@@ -92,17 +94,22 @@ class PackedCheckpoint(Checkpoint):
 
     def _logical(self) -> dict[str, TensorInfo]:
         """The tensors of the model, in file order, each packed layer where its codes lie."""
-        weights = {parts["qweight"]: name for name, parts in self._layers.items()}
+        weights = {parts[self._packing.parts[0]]: name for name, parts in self._layers.items()}
         packed = {stored for parts in self._layers.values() for stored in parts.values()}
         tensors = {}
         for stored, info in self._stored.items():
             if stored in weights:
                 name = weights[stored]
-                shape = self._packing.shape_of(_meta(self._layers[name], self._stored))
-                tensors[name] = TensorInfo(shape, self._packing.name, info.file)
+                tensors[name] = TensorInfo(self._shape(name), self._packing.name, info.file)
             elif stored not in packed and not self._is_filler(stored):
                 tensors[stored] = info
         return tensors
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of a packed layer, without padding where that makes it what the configuration says."""
+        height, width = self._packing.shape_of(_meta(self._layers[name], self._stored))
+        expected = self.model.expected_tensors().get(name, (height, width))[0]
+        return expected if self._packing.padded(expected) == height else height, width
 
     def _is_filler(self, name: str) -> bool:
         """Whether it is the bias of zeros that auto-gptq stores for a layer that has none."""
@@ -123,8 +130,13 @@ class _Packing:
 
     name: str
     """In the place of a stored type."""
+    parts: tuple[str, ...]
+    """The last parts of the names of a layer's tensors. The first holds the codes, and tells that a layer is packed."""
     shape_of: Callable[[Parts], tuple[int, int]]
-    unpack: Callable[[Parts], QuantizedLinear]
+    """(out, in) as stored."""
+    unpack: Callable[[Parts], QuantizedLinear | MixedLinear]
+    padded: Callable[[int], int] = int
+    """How many rows are stored for a layer of so many."""
 
 
 def _read_packing(section: Mapping[str, Any]) -> _Packing:
@@ -139,32 +151,51 @@ def _read_packing(section: Mapping[str, Any]) -> _Packing:
             fields.refuse(key, section[key], "one layout for all layers")
     if section.get("pack_dtype", "int32") != "int32":
         fields.refuse("pack_dtype", section["pack_dtype"], "int32")
-    group_size = None if section.get("group_size") == -1 else fields.size("group_size", 0)
-    return _PACKINGS[section["quant_method"]](fields, group_size)
+    return _PACKINGS[section["quant_method"]](fields)
 
 
-def _gptq(fields: Fields, group_size: int | None) -> _Packing:
+def _gptq(fields: Fields) -> _Packing:
     bits = _choice(fields, ("bits",), gptq.WIDTHS)
     offset = gptq.ZERO_OFFSETS[_choice(fields, ("checkpoint_format", "format"), tuple(gptq.ZERO_OFFSETS))]
+    group_size = _group_size(fields)
     return _Packing(
         name=f"GPTQ{bits}",
+        parts=("qweight", "qzeros", "scales", "g_idx"),
         shape_of=partial(gptq.shape_of, bits=bits, group_size=group_size),
         unpack=partial(gptq.unpack, bits=bits, zero_offset=offset, group_size=group_size),
     )
 
 
-def _awq(fields: Fields, group_size: int | None) -> _Packing:
+def _awq(fields: Fields) -> _Packing:
     bits = _choice(fields, ("bits",), (awq.BITS,))
     _choice(fields, ("version", "checkpoint_format", "format"), ("gemm", "GEMM"))
     _choice(fields, ("zero_point",), (True,))
+    group_size = _group_size(fields)
     return _Packing(
         name=f"AWQ{bits}",
+        parts=("qweight", "qzeros", "scales"),
         shape_of=partial(awq.shape_of, group_size=group_size),
         unpack=partial(awq.unpack, group_size=group_size),
     )
 
 
-_PACKINGS: Final[Mapping[str, Callable[[Fields, int | None], _Packing]]] = {"gptq": _gptq, "awq": _awq}
+def _exl2(_: Fields) -> _Packing:
+    """Each layer says itself how it is packed; what the configuration says was only asked of the converter."""
+    return _Packing(
+        name="EXL2",
+        parts=("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm"),
+        shape_of=exl2.shape_of,
+        unpack=exl2.unpack,
+        padded=exl2.padded,
+    )
+
+
+_PACKINGS: Final[Mapping[str, Callable[[Fields], _Packing]]] = {"gptq": _gptq, "awq": _awq, "exl2": _exl2}
+
+
+def _group_size(fields: Fields) -> int | None:
+    """Columns of a group; None for one group."""
+    return None if fields.raw.get("group_size") == -1 else fields.size("group_size", 0)
 
 
 def _choice(fields: Fields, keys: tuple[str, ...], allowed: tuple[Any, ...]) -> Any:
@@ -177,11 +208,12 @@ def _choice(fields: Fields, keys: tuple[str, ...], allowed: tuple[Any, ...]) -> 
     return allowed[allowed.index(fields.raw[key])]
 
 
-def _layers(stored: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
+def _layers(packing: _Packing, stored: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
     """The names of the parts of each packed layer, by the Hugging Face name of its weight."""
-    modules = (name.removesuffix(".qweight") for name in stored if name.endswith(".qweight"))
+    codes = f".{packing.parts[0]}"
+    modules = (name.removesuffix(codes) for name in stored if name.endswith(codes))
     return {
-        f"{module}.weight": {part: f"{module}.{part}" for part in _PARTS if f"{module}.{part}" in stored}
+        f"{module}.weight": {part: f"{module}.{part}" for part in packing.parts if f"{module}.{part}" in stored}
         for module in modules
     }
 
@@ -191,7 +223,9 @@ def _malformed(
 ) -> tuple[Finding, ...]:
     """`source-incomplete` for each layer whose parts have other shapes or types than its layout."""
     if not layers:
-        return (incomplete(_CONFIG, field=_SECTION, found="no packed layer", expected="layers with a qweight"),)
+        return (
+            incomplete(_CONFIG, field=_SECTION, found="no packed layer", expected=f"layers with a {packing.parts[0]}"),
+        )
     findings = []
     for parts in layers.values():
         try:
@@ -224,12 +258,14 @@ def _meta(parts: Mapping[str, str], stored: Mapping[str, TensorInfo]) -> dict[st
     for part, name in parts.items():
         info = stored[name]
         if info.dtype not in _TYPES:
-            raise Malformed(part, info.dtype, "int32, or a float type for scales")
+            raise Malformed(part, info.dtype, f"one of {listed(_TYPES)}")
         tensors[part] = torch.empty(info.shape, dtype=_TYPES[info.dtype], device="meta")
     return tensors
 
 
 def _finding(malformed: Malformed, parts: Mapping[str, str], stored: Mapping[str, TensorInfo]) -> Finding:
-    field = parts["qweight"].removesuffix("qweight") + malformed.part
-    file = stored.get(field, stored[parts["qweight"]]).file
-    return incomplete(file, field=field, found=malformed.found, expected=malformed.expected)
+    codes = next(iter(parts.values()))
+    field = f"{codes.rpartition('.')[0]}.{malformed.part}"
+    return incomplete(
+        stored.get(field, stored[codes]).file, field=field, found=malformed.found, expected=malformed.expected
+    )

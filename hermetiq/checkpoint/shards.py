@@ -55,6 +55,22 @@ def read_tensors(folder: Path) -> Read[dict[str, TensorInfo]]:
     return tensors, findings
 
 
+def read_every_file(folder: Path) -> Read[dict[str, TensorInfo]]:
+    """Every tensor of every safetensors file in the folder, by the files' names, whatever an index says."""
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        return {}, (_no_weights(folder),)
+    tensors: dict[str, TensorInfo] = {}
+    findings: tuple[Finding, ...] = ()
+    for file in files:
+        header, wrong = read_header(folder, file)
+        findings += wrong
+        if twice := [f"{name}, also in {tensors[name].file}" for name in header if name in tensors]:
+            findings += (incomplete(file, found=listed(twice), expected="each tensor once"),)
+        tensors |= header
+    return ({}, findings) if findings else (tensors, ())
+
+
 def read_header(folder: Path, file: str) -> Read[dict[str, TensorInfo]]:
     """The tensors of one safetensors file, in the order of their bytes. The file's size is checked against them."""
     path = folder / file
