@@ -8,28 +8,23 @@ write the same bytes: keys are sorted, and no time of day or absolute path is in
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Self
 
-from hermetiq import __version__
+from hermetiq import __version__, typed_json
 from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
 from hermetiq.formats.output import write_files
 
 FILE = "hermetiq.json"
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers", "xllamacpp")
 """Packages whose version can change an artifact or a measurement."""
-
-T = TypeVar("T")
+_REMEDY: Final = "export again; the file was damaged or edited"
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Solving:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One exported artifact: a file (GGUF), or a folder with all that a runtime needs (GPTQ, AWQ)."""
+    """One exported artifact: a file (GGUF), or a folder with all that a runtime needs (GPTQ, AWQ, EXL2)."""
 
     spec: str
     file: str
@@ -96,6 +91,19 @@ class Artifact:
     imatrix: bool = False
     """A GGUF whose blocks were chosen with an importance matrix."""
     solving: Solving = field(default_factory=Solving)
+    widths: Mapping[str, str] = field(default_factory=dict)
+    """The rung of the ladder that each linear layer got, by module (EXL2)."""
+    expected_kl: float | None = None
+    """Damage that the allocation of those rungs expects, nats per token (EXL2)."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the export that belongs to no single artifact."""
+
+    path: str
+    """Relative to the manifest's folder, with forward slashes."""
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -130,11 +138,19 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     calibration: Calibration | None = None
     """None where no artifact needed one."""
+    measurement: StoredFile | None = None
+    """What EXL2's widths were allocated from; other targets can be made of it."""
     verification: Mapping[str, Verification] = field(default_factory=dict)
     """By `Artifact.file`."""
     hermetiq: str = __version__
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions())
     version: int = VERSION
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 by path of every file of the export but this one."""
+        found = {name: digest for artifact in self.artifacts for name, digest in artifact.files.items()}
+        return found if self.measurement is None else found | {self.measurement.path: self.measurement.sha256}
 
     def to_json(self) -> dict[str, Any]:
         """The document as JSON values."""
@@ -150,8 +166,7 @@ class Manifest:
         Raises:
             HermetiqError: the disk is full or the folder cannot be written.
         """
-        text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        write_files({folder / FILE: text.encode()})
+        write_files({folder / FILE: typed_json.encode(self)})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -162,24 +177,13 @@ class Manifest:
                 or a file of it lies outside `folder`.
         """
         path = folder / FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except FileNotFoundError:
-            raise HermetiqError(
-                f"no {FILE}", where=str(folder), remedy="give the folder that `hermetiq export` wrote"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise _unreadable(path, f"not JSON ({error})") from None
-        if not isinstance(document, dict) or document.get("version") != VERSION:
-            raise _unreadable(path, f"not a manifest of version {VERSION}")
-        try:
-            manifest = _decode(cls, document, "")
-        except _Mismatch as mismatch:
-            raise _unreadable(path, str(mismatch)) from None
+        if not path.exists():
+            raise HermetiqError(f"no {FILE}", where=str(folder), remedy="give the folder that `hermetiq export` wrote")
+        manifest = typed_json.read(path, cls, version=VERSION, remedy=_REMEDY)
         for artifact in manifest.artifacts:
             _require_whole(artifact, path)
             manifest.path_of(artifact, folder)
-            manifest.paths_of(artifact, folder)
+        manifest.paths(folder)
         return manifest
 
     def path_of(self, artifact: Artifact, folder: Path) -> Path:
@@ -189,6 +193,14 @@ class Manifest:
             HermetiqError: outside `folder`.
         """
         return _inside(folder, artifact.file)
+
+    def paths(self, folder: Path) -> dict[str, Path]:
+        """Where each of `files` lies.
+
+        Raises:
+            HermetiqError: outside `folder`.
+        """
+        return {name: _inside(folder, name) for name in self.files}
 
     def paths_of(self, artifact: Artifact, folder: Path) -> dict[str, Path]:
         """Where each file of the artifact lies, by its name in `Artifact.files`.
@@ -227,20 +239,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Mismatch(Exception):
-    """A value is not of the type that its place asks for."""
-
-
 def _unreadable(path: Path, what: str) -> HermetiqError:
-    return HermetiqError(what, where=str(path), remedy="export again; the file was damaged or edited")
+    return HermetiqError(what, where=str(path), remedy=_REMEDY)
 
 
 def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, if that lies in `folder` with all links followed."""
     relative = PurePosixPath(name)
     path = folder / relative
-    if relative.is_absolute() or "\\" in name or not path.resolve().is_relative_to(folder.resolve()):
-        raise _unreadable(folder / FILE, f"artifacts: {name!r} lies outside the folder")
+    odd = relative.is_absolute() or "\\" in name or "\0" in name
+    if odd or folder.resolve() not in path.resolve().parents:
+        raise _unreadable(folder / FILE, f"{name!r} lies outside the folder")
     return path
 
 
@@ -251,51 +260,3 @@ def _require_whole(artifact: Artifact, path: Path) -> None:
     if strangers or not artifact.files or combined_sha256(artifact.files) != artifact.sha256:
         what = f"{strangers[0]!r} is no file of it" if strangers else "sha256 is not that of its files"
         raise _unreadable(path, f"artifacts: {artifact.file!r}: {what}")
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
-
-
-def _decode(kind: type[T], value: Any, place: str) -> T:
-    """`value`, as JSON gave it, in the type `kind`: dataclasses, tuples, mappings, unions, literals and scalars."""
-    decoded: Any
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        decoded = _decode_dataclass(kind, value, place)
-    elif origin is tuple and isinstance(value, list):
-        decoded = tuple(_decode(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
-    elif origin is Mapping and isinstance(value, dict):
-        decoded = {key: _decode(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
-    elif origin in (Union, types.UnionType):
-        decoded = _decode_union(arguments, value, place)
-    elif origin is Literal and value in arguments:
-        decoded = value
-    elif kind is float and type(value) in (int, float) and math.isfinite(value):
-        decoded = float(value)
-    elif type(value) is kind:
-        decoded = value
-    else:
-        raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {getattr(kind, '__name__', kind)}")
-    return typing.cast(T, decoded)
-
-
-def _decode_dataclass(kind: Any, value: Any, place: str) -> Any:
-    if not isinstance(value, dict):
-        raise _Mismatch(f"{place or FILE}: found {str(value)[:40]!r}, expected {kind.__name__}")
-    types_by_name = typing.get_type_hints(kind)
-    names = {item.name for item in fields(kind)}
-    if names != value.keys():
-        raise _Mismatch(f"{place or FILE}: keys missing or unknown: {', '.join(sorted(names ^ value.keys()))}")
-    prefix = f"{place}." if place else ""
-    return kind(**{name: _decode(types_by_name[name], value[name], prefix + name) for name in names})
-
-
-def _decode_union(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
-    for kind in kinds:
-        try:
-            return _decode(kind, value, place)
-        except _Mismatch:
-            continue
-    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {names}")

@@ -82,8 +82,8 @@ def finished(folder: Path, job: Job) -> Manifest | None:
     )
     if not same:
         return None
-    digests = {name: digest for item in manifest.artifacts for name, digest in item.files.items()}
-    whole = all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in digests.items())
+    stored = manifest.files.items()
+    whole = all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in stored)
     return manifest if whole else None
 
 
@@ -110,8 +110,8 @@ def clear(paths: Collection[Path], folder: Path) -> None:
 
 
 def files_of(manifest: Manifest, folder: Path) -> set[Path]:
-    """Every file of every artifact."""
-    return {path for artifact in manifest.artifacts for path in manifest.paths_of(artifact, folder).values()}
+    """Every file of an export but its manifest."""
+    return set(manifest.paths(folder).values())
 
 
 def _unfinished(path: Path, folder: Path, job: Job) -> bool:

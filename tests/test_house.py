@@ -16,7 +16,7 @@ ENGINES = ("calibration", "formats", "quantize")
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
     {"hermetiq", "hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
-    {"hermetiq.machine"},
+    {"hermetiq.machine", "hermetiq.typed_json"},
     {"hermetiq.rules"},
     {"hermetiq.calibration"},
     {"hermetiq.quantize"},
@@ -26,6 +26,7 @@ ORDER = (
     {"hermetiq.companions"},
     {"hermetiq.runtimes"},
     {"hermetiq.manifest"},
+    {"hermetiq.measurement"},
     {"hermetiq.plan", "hermetiq.journal"},
     {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.verify"},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hermetiq import typed_json
 from hermetiq.chat.contract import ChatContract, EosSource, Tag
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
@@ -22,6 +23,7 @@ from hermetiq.manifest import (
     Manifest,
     Solving,
     Source,
+    StoredFile,
     Verification,
     combined_sha256,
     sha256_of,
@@ -62,6 +64,8 @@ FOLDER = Artifact(
     bpw=4.25,
     nominal_bpw=4.25,
     solving=Solving({"damping": 1}, ("model.layers.0.mlp.down_proj: damping 0.05",)),
+    widths={"model.layers.0.mlp.down_proj": "0.1:4b/0.9:3b-g64"},
+    expected_kl=0.02,
 )
 CALIBRATION = Calibration("built-in", 7, "ef" * 32, 128, 120, 8, 61440, 0.25, sequential=True)
 FINDING = Finding("vocab-padding", "info", "config.json", "vocab_size", "1", "2", "because", "nothing")
@@ -72,6 +76,7 @@ MANIFEST = Manifest(
     source=Source("m", "cd" * 32, Provenance("m", base_models=("org/base",)), CONTRACT, (FINDING,)),
     artifacts=(ARTIFACT, FOLDER),
     calibration=CALIBRATION,
+    measurement=StoredFile("measurement.json", "56" * 32),
 )
 
 
@@ -85,6 +90,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     manifest.write(tmp_path)
     assert (tmp_path / FILE).read_text(encoding="utf-8") == text
     assert not MANIFEST.verification
+
+
+def test_the_measurement_is_a_file_of_the_export(tmp_path: Path) -> None:
+    expected = {**ARTIFACT.files, **FILES, "measurement.json": "56" * 32}
+    assert MANIFEST.files == expected
+    assert MANIFEST.paths(tmp_path) == {name: tmp_path / name for name in expected}
+    assert replace(MANIFEST, measurement=None).files.keys() == expected.keys() - {"measurement.json"}
 
 
 def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
@@ -109,8 +121,8 @@ def renamed_part(document: dict[str, Any], name: str) -> None:
 
 Change = Callable[[dict[str, Any]], object]
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "another version": (lambda it: it.update(version=1), "version 2"),
-    "no version": (lambda it: it.pop("version"), "version 2"),
+    "another version": (lambda it: it.update(version=2), "version 3"),
+    "no version": (lambda it: it.pop("version"), "version 3"),
     "a key missing": (lambda it: it.pop("source"), "keys missing or unknown: source"),
     "a key too many": (lambda it: it["source"].update(extra=1), "source: keys missing or unknown: extra"),
     "a text for a number": (lambda it: it["artifacts"][0].update(bytes="100"), r"artifacts\[0\]\.bytes: found '100'"),
@@ -142,6 +154,12 @@ DAMAGES: dict[str, tuple[Change, str]] = {
         r"solving\.counts\.damping: found '1'",
     ),
     "a fraction for tokens": (lambda it: it["calibration"].update(tokens=1.5), "calibration: found"),
+    "a number without end": (lambda it: it["artifacts"][0].update(bpw=10**400), r"\.bpw: found '1000"),
+    "half a letter": (lambda it: it["source"].update(name="\ud800"), "not JSON"),
+    "a path with an end in it": (lambda it: renamed_file(it, "gguf/a\0.gguf"), "outside the folder"),
+    "the folder itself": (lambda it: it["measurement"].update(path="."), "outside the folder"),
+    "a measurement elsewhere": (lambda it: it["measurement"].update(path="../measurement.json"), "outside the folder"),
+    "a measurement that is a text": (lambda it: it.update(measurement="m"), "expected StoredFile or NoneType"),
     "a link that leads away": (lambda it: renamed_file(it, "link/a.gguf"), "outside the folder"),
 }
 
@@ -173,6 +191,17 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_a_folder_without_one_is_told(tmp_path: Path) -> None:
     with pytest.raises(HermetiqError, match="hermetiq export"):
+        Manifest.read(tmp_path)
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(HermetiqError, match="cannot be read: Is a directory"):
+        Manifest.read(tmp_path)
+    (tmp_path / FILE).rmdir()
+    MANIFEST.write(tmp_path)
+    monkeypatch.setattr(typed_json, "LARGEST", 1000)
+    with pytest.raises(HermetiqError, match="more than 1000 bytes"):
         Manifest.read(tmp_path)
 
 

@@ -1,0 +1,122 @@
+"""Our own JSON files, read with suspicion: they may be damaged, edited, or somebody else's.
+
+A file's format is a tree of dataclasses. Every value is checked against its type, every key must be there and known, so
+that whatever is read can be used as if this program had just made it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+from hermetiq.errors import HermetiqError
+
+LARGEST: Final = 1 << 26
+"""Bytes of a file; a whole model's takes less than a hundredth."""
+
+T = TypeVar("T")
+
+
+def encode(document: Any) -> bytes:
+    """A dataclass as it is written: keys sorted, so that equal values are equal bytes.
+
+    Raises:
+        ValueError: a number in it is none, or infinite.
+    """
+    text = json.dumps(asdict(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode()
+
+
+def read(path: Path, kind: type[T], *, version: int, remedy: str) -> T:
+    """The file's one value of type `kind`, a dataclass with a field `version`.
+
+    Raises:
+        HermetiqError: it cannot be read, is not JSON, of another version, or a value has another type than it must;
+            with that value's place, and `remedy`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        document = json.loads(data.decode(), parse_constant=_refuse_constant)
+        # Half a surrogate pair passes as JSON, and then no file or terminal takes it.
+        json.dumps(document, ensure_ascii=False).encode()
+    except OSError as error:
+        raise HermetiqError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise HermetiqError(f"not JSON ({error})", where=str(path), remedy=remedy) from None
+    if not isinstance(document, dict) or document.get("version") != version:
+        what = f"not a {kind.__name__.lower()} of version {version}"
+        raise HermetiqError(what, where=str(path), remedy=remedy)
+    try:
+        return _decode(kind, document, "")
+    except _Mismatch as mismatch:
+        raise HermetiqError(str(mismatch), where=str(path), remedy=remedy) from None
+
+
+class _Mismatch(Exception):
+    """A value is not of the type that its place asks for."""
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _decode(kind: type[T], value: Any, place: str) -> T:
+    """`value`, as JSON gave it, in the type `kind`: dataclasses, tuples, mappings, unions, literals and scalars."""
+    decoded: Any
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        decoded = _decode_dataclass(kind, value, place)
+    elif origin is tuple and isinstance(value, list):
+        decoded = tuple(_decode(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+    elif origin is Mapping and isinstance(value, dict):
+        decoded = {key: _decode(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif origin in (Union, types.UnionType):
+        decoded = _decode_union(arguments, value, place)
+    elif origin is Literal and value in arguments:
+        decoded = value
+    elif kind is float and _is_finite(value):
+        decoded = float(value)
+    elif type(value) is kind:
+        decoded = value
+    else:
+        raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {getattr(kind, '__name__', kind)}")
+    return typing.cast(T, decoded)
+
+
+def _is_finite(value: Any) -> bool:
+    """A number that a float can hold; JSON's whole numbers have no end."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _decode_dataclass(kind: Any, value: Any, place: str) -> Any:
+    if not isinstance(value, dict):
+        raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {kind.__name__}")
+    types_by_name = typing.get_type_hints(kind)
+    names = {item.name for item in fields(kind)}
+    prefix = f"{place}: " if place else ""
+    if names != value.keys():
+        raise _Mismatch(f"{prefix}keys missing or unknown: {', '.join(sorted(names ^ value.keys()))}")
+    path = f"{place}." if place else ""
+    return kind(**{name: _decode(types_by_name[name], value[name], path + name) for name in names})
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
+    for kind in kinds:
+        try:
+            return _decode(kind, value, place)
+        except _Mismatch:
+            continue
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {names}")
