@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hermetiq.quantize.result import QuantizedLinear
+from hermetiq.quantize.ladder import Groups
+from hermetiq.quantize.result import MixedLinear, QuantizedLinear
 from hermetiq.quantize.spec import LinearRecipe
 
 
@@ -23,4 +24,22 @@ def quantized(shape: tuple[int, int], recipe: LinearRecipe, *, seed: int = 0) ->
         zeros=(torch.full_like(zeros, levels // 2) if recipe.symmetric else zeros).to(torch.uint8),
         group_of=group_of,
         bits=recipe.bits,
+    )
+
+
+def mixed(shape: tuple[int, int], groups: Groups, *, seed: int = 0) -> MixedLinear:
+    """A layer of (out, in) in groups of several widths: random codes, scale indices, largest scales and order."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = shape
+    order = torch.randperm(width, generator=generator)
+    stored = [torch.randint(0, 1 << bits, (height, size), generator=generator) for bits, size in groups]
+    codes = torch.empty(shape, dtype=torch.uint8)
+    codes[:, order] = torch.cat(stored, 1).to(torch.uint8)
+    return MixedLinear(
+        codes=codes,
+        indices=torch.randint(0, 16, (len(groups), height), generator=generator).to(torch.uint8),
+        # As small as real ones, so that a 256th of it is a subnormal number.
+        scale_max=(0.01 * torch.randn(len(groups), generator=generator)).half(),
+        order=order.to(torch.int32),
+        groups=groups,
     )
