@@ -1,7 +1,7 @@
 """Our own JSON files, read with suspicion: they may be damaged, edited, or somebody else's.
 
-A file's format is a tree of dataclasses. Every value is checked against its type, every key must be there and known, so
-that whatever is read can be used as if this program had just made it.
+A file's format is a tree of dataclasses. Every value is checked against its type, every key must be there and known,
+and a dataclass may refuse values of its own (`HermetiqError`), so that what is read can be used as if we had made it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _decode(kind: type[T], value: Any, place: str) -> T:
     if is_dataclass(kind):
         decoded = _decode_dataclass(kind, value, place)
     elif origin is tuple and isinstance(value, list):
-        decoded = tuple(_decode(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+        decoded = _decode_tuple(arguments, value, place)
     elif origin is Mapping and isinstance(value, dict):
         decoded = {key: _decode(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
     elif origin in (Union, types.UnionType):
@@ -90,6 +90,15 @@ def _decode(kind: type[T], value: Any, place: str) -> T:
     else:
         raise _Mismatch(f"{place}: found {str(value)[:40]!r}, expected {getattr(kind, '__name__', kind)}")
     return typing.cast(T, decoded)
+
+
+def _decode_tuple(kinds: tuple[Any, ...], values: list[Any], place: str) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise _Mismatch(f"{place}: found {len(values)} values, expected {len(kinds)}")
+    pairs = zip(kinds, values, strict=True)
+    return tuple(_decode(kind, value, f"{place}[{index}]") for index, (kind, value) in enumerate(pairs))
 
 
 def _is_finite(value: Any) -> bool:
@@ -109,7 +118,11 @@ def _decode_dataclass(kind: Any, value: Any, place: str) -> Any:
     if names != value.keys():
         raise _Mismatch(f"{prefix}keys missing or unknown: {', '.join(sorted(names ^ value.keys()))}")
     path = f"{place}." if place else ""
-    return kind(**{name: _decode(types_by_name[name], value[name], path + name) for name in names})
+    values = {name: _decode(types_by_name[name], value[name], path + name) for name in names}
+    try:
+        return kind(**values)
+    except HermetiqError as error:
+        raise _Mismatch(": ".join(part for part in (place, error.where, error.what) if part)) from None
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
