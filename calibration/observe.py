@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from hermetiq.errors import HermetiqError
 from hermetiq.model import HEAD
 
 from .activations import refuse_broken, refuse_overflow
+from .sensitivity import Disturb, Probes
 from .statistics import Statistics
 from .sums import Precision, Sums, largest, layers, products
-from .walk import Load, Walk, batched
+from .walk import Load, Walk, batched, head_matrix
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Block:
     """By the name of each linear's weight. Linears that share an input share the object."""
     peaks: Mapping[str, float]
     """Largest |activation| that each module put out, by the module's name, in the order in which they ran."""
+    divergences: Mapping[str, float] = field(default_factory=dict)
+    """Of the head: mean KL in nats per probe token by the name of the weight that was disturbed (see `sensitivity`)."""
 
 
 Visit = Callable[[Block], Mapping[str, Tensor] | None]
@@ -55,6 +58,8 @@ def observe(
     start: int = 0,
     replaced: Callable[[int], Mapping[str, Tensor]] | None = None,
     on_block: Callable[[int, int], None] | None = None,
+    disturb: Disturb | None = None,
+    probe_rows: Sequence[Sequence[int]] = (),
 ) -> None:
     """Run all rows through the model, a block at a time, and show each block and then the head to `visit`.
 
@@ -72,19 +77,28 @@ def observe(
         start: blocks below it are only run, not shown: a resumed calibration, which from there on has the same bits.
         replaced: for those blocks, what `visit` had returned.
         on_block: told after each block how many are done, and of how many.
+        disturb: makes of each linear's weight the one whose effect on the logits is measured. It must depend on nothing
+            else: a resumed calibration asks again.
+        probe_rows: token ids of what the effect is measured on (see `choose_probe_rows`).
 
     Raises:
         HermetiqError: a `model_type` whose layers are not known here; a replacement that the block has no place for.
         Refusal: `hessian-nan`, with the first module that put out NaN or infinity.
-        ValueError: `visit` returned tensors, and the calibration is not sequential.
+        ValueError: `visit` returned tensors, and the calibration is not sequential; weights are to be disturbed, and it
+            is sequential or there are no probe rows.
     """
+    if disturb is not None and (sequential or not probe_rows):
+        raise ValueError("disturbances are measured on probe rows, and in no sequential calibration")
     walk = Walk(config, load, torch.device(device), dtype)
     batches = batched(rows)
     states = walk.embed(rows, batches)
     real = [_real(state, [len(rows[row]) for row in batch]) for state, batch in zip(states, batches, strict=True)]
     _check_embedding(states, real)
     calibration = _Calibration(walk, states, real, visit, precision, first_token_weight, sequential)
+    probes = Probes(walk, probe_rows, disturb) if disturb is not None else None
     for index, block in enumerate(walk.blocks()):
+        if probes is not None:
+            probes.advance(index, block)
         if index < start:
             calibration.run(index, block, replaced(index) if replaced else {})
         else:
@@ -92,7 +106,8 @@ def observe(
         if on_block is not None:
             on_block(index + 1, walk.depth)
     if start <= walk.depth:
-        calibration.show_head()
+        moved = {} if probes is None else probes.divergences(head_matrix(config, load).to(walk.device, dtype))
+        calibration.show_head(moved)
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ class _Calibration:
         elif replacement is not None:
             raise ValueError("replacements are for sequential calibration")
 
-    def show_head(self) -> None:
+    def show_head(self, divergences: Mapping[str, float]) -> None:
         """Let the visitor see what goes into the head. Logits are not computed: they would cost more than a block."""
         recorder = _Recorder("", self.first_token_weight)
         with products(self.precision):
@@ -140,7 +155,7 @@ class _Calibration:
                 recorder.output("model.norm", final)
                 recorder.input(HEAD, final)
         peaks, inputs = recorder.sound()
-        self.visit(Block(self.walk.depth, {}, inputs, peaks))
+        self.visit(Block(self.walk.depth, {}, inputs, peaks, divergences))
 
 
 class _Recorder:

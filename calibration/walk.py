@@ -79,13 +79,17 @@ def head(
 
     Give it a stretch of tokens at a time: with 150,000 rows a thousand tokens' logits take 600 MB.
     """
-    name = EMBEDDING if config.get("tie_word_embeddings") else HEAD
-    weight = load(name).to(device, dtype)
+    weight = head_matrix(config, load).to(device, dtype)
 
     def logits(hidden: Tensor) -> Tensor:
         return hidden @ weight.T
 
     return logits
+
+
+def head_matrix(config: Mapping[str, Any], load: Load) -> Tensor:  # (vocabulary, hidden)
+    """The output matrix as it is stored; the embedding where the head is tied to it."""
+    return load(EMBEDDING if config.get("tie_word_embeddings") else HEAD)
 
 
 class _Recorder(nn.Module):
@@ -141,10 +145,10 @@ class Walk:
     def forward(
         self,
         index: int,
-        block: nn.Module,
+        block: Callable[..., Tensor],
         state: Tensor,  # (rows, tokens, hidden)
     ) -> Tensor:
-        """What block `index` makes of the states; same shape."""
+        """What block `index`, or what stands in for it, makes of the states; same shape."""
         output: Tensor = block(state, **self._arguments_of(state)[index])
         return output
 
