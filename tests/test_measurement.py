@@ -107,7 +107,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert stored == StoredFile(FILE, sha256_of(tmp_path / FILE))
     assert Measurement.read(tmp_path / FILE) == MEASUREMENT
-    backwards = replace(MEASUREMENT, layers=dict(reversed(MEASUREMENT.layers.items())))
+    backwards = replace(MEASUREMENT, layers=dict(list(MEASUREMENT.layers.items())[::-1]))
     assert stored.sha256 == MEASUREMENT.sha256 == backwards.sha256
 
 
@@ -166,11 +166,13 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_every_value_may_be_replaced_without_a_traceback(tmp_path: Path) -> None:
     """Each place of a small file in turn holds each kind of value; it is refused, or it can be used."""
     small = replace(MEASUREMENT, layers={Q: MEASUREMENT.layers[Q]})
-    document = json.loads(small.write(tmp_path) and (tmp_path / FILE).read_bytes())
+    small.write(tmp_path)
+    document = json.loads((tmp_path / FILE).read_bytes())
+    values: tuple[Any, ...] = (None, True, -1, 0, 10**400, 1e308, 0.5, "", "\ud800", [], [[]], {}, {"": {}})
     used = 0
     for holder, key in places(document):
         before = holder[key]
-        for value in (None, True, -1, 0, 10**400, 1e308, 0.5, "", "\ud800", [], [[]], {}, {"": {}}):
+        for value in values:
             holder[key] = value
             (tmp_path / FILE).write_text(json.dumps(document))
             try:
