@@ -62,7 +62,6 @@ class Device(StrEnum):
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
-DRIVEN = [name for name, runtime in RUNTIMES.items() if runtime.environment]
 STATES = {"ready": "green", "not installed": "yellow", "missing": "red"}
 
 
@@ -224,7 +223,8 @@ def export(
     to: Annotated[
         list[str],
         typer.Option(
-            help="What to make, for instance gptq:4bit-g64, awq:4bit-g64, gguf:Q4_K_M; repeatable.", metavar="SPEC"
+            help="What to make, for instance gptq:4bit-g64, awq:4bit-g64, exl2:4.65bpw, gguf:Q4_K_M; repeatable.",
+            metavar="SPEC",
         ),
     ],
     adapter: Adapter = None,
@@ -243,6 +243,9 @@ def export(
     imatrix: Annotated[
         bool | None,
         typer.Option(help="Importance matrix for GGUF; by default where something else is calibrated anyway."),
+    ] = None,
+    measurement: Annotated[
+        Path | None, typer.Option(help="measurement.json of an earlier export, for further EXL2 targets.")
     ] = None,
     device: Annotated[Device, typer.Option(help="Where calibration and solvers run.")] = Device.auto,
     threads: Annotated[
@@ -263,7 +266,7 @@ def export(
     with progress("opening") as tick:
         job = pipeline.prepare(
             path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration, rows=rows,
-            row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix,
+            row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix, measurement=measurement,
         )  # fmt: skip
         manifest = None if dry_run else pipeline.export(
             job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),
@@ -312,7 +315,7 @@ def verify(
     source: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
     adapter: Adapter = None,
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
-    runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(DRIVEN)}.")] = None,
+    runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(RUNTIMES)}.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the artifacts are still the same chat model."""

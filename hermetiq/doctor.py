@@ -11,7 +11,16 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from hermetiq.runtimes.environments import RUNTIMES, Runtime, interpreter, is_ready, python_range, python_remedy
+from hermetiq.runtimes import cuda
+from hermetiq.runtimes.environments import (
+    RUNTIMES,
+    Runtime,
+    interpreter,
+    is_ready,
+    lacking,
+    python_range,
+    python_remedy,
+)
 
 State = Literal["ready", "not installed", "missing"]
 """`missing`: it is not here, and hermetiq cannot put it here."""
@@ -69,8 +78,8 @@ def _llama_cpp() -> Line:
 
 def _runtime(runtime: Runtime) -> Line:
     environment = runtime.environment
-    if environment is None:
-        return Line(runtime.name, "missing", f"not driven yet; needs {runtime.needs}", runtime.formats)
+    if reason := lacking(runtime.name):
+        return Line(runtime.name, "missing", reason, runtime.formats, cuda.REMEDY)
     if interpreter(environment) is None:
         what = f"{environment.package} wants {python_range(environment)}"
         return Line(runtime.name, "missing", what, runtime.formats, python_remedy(environment))

@@ -225,6 +225,14 @@ _TABLE = (
         "Scales, orders and group tables count, too, and in small layers they weigh more than codes.",
         "Ask for at least the size that the finding names.",
     ),
+    Rule(
+        "legacy-format",
+        "warning",
+        ("U56",),
+        "The format is one whose own runtime is no longer worked on.",
+        "Programs have taken their loaders of it out, and new models, GPUs and versions of torch will not be added.",
+        "Make it for those who already run it, and another format beside it: gguf, gptq or awq.",
+    ),
 )
 
 _LONGEST = 600

@@ -10,7 +10,7 @@ import pytest
 
 from hermetiq import doctor
 from hermetiq.doctor import Line
-from hermetiq.runtimes import environments
+from hermetiq.runtimes import cuda, environments
 from hermetiq.runtimes.environments import RUNTIMES
 
 
@@ -49,9 +49,11 @@ def test_what_can_be_installed_names_the_command_and_is_ready_afterwards() -> No
 def test_what_cannot_work_here_has_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+    monkeypatch.setattr(cuda, "lacking", lambda: "no GPU that torch sees")
     found = lines()
     assert found["exllamav2"].state == "missing"
-    assert "CUDA compiler" in found["exllamav2"].what
+    assert found["exllamav2"].what == "no GPU that torch sees"
+    assert "NVIDIA GPU" in found["exllamav2"].remedy
     assert found["auto-gptq"].state == "missing"
     assert "Python 3.8 to 3.11" in found["auto-gptq"].what
     assert found["auto-gptq"].remedy == "put python3.11 on PATH"

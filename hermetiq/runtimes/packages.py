@@ -1,7 +1,8 @@
-"""A GPTQ or AWQ folder as the packages that people load it with compute it, each package in its own environment.
+"""A GPTQ, AWQ or EXL2 folder as the packages that people load it with compute it, each package in its own environment.
 
 Our own reader and our own writer may agree on a mistake; a reader that somebody else wrote decides. The package runs in
-a child process (`package_worker.py`), which is asked everything at once, so that the model is loaded once.
+a child process, which is asked everything at once, so that the model is loaded once: `package_worker.py` for those
+that give a model of transformers, `exllamav2_worker.py` for the one that is all its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +23,11 @@ from hermetiq.errors import CheckFailed
 from hermetiq.machine import cores
 from hermetiq.progress import Ticker, part, silent
 
-from .environments import ensure
+from .environments import ensure, runtime, variables
 
 WORKER = Path(__file__).with_name("package_worker.py")
+OWN_WORKERS: dict[str, Path] = {"exllamav2": Path(__file__).with_name("exllamav2_worker.py")}
+"""By runtime, where `WORKER` cannot drive it."""
 TIMEOUT = 3600.0
 """Seconds for everything; without kernels of their own for the CPU, packages unpack every weight for every token."""
 LOG_TAIL = 1500
@@ -58,15 +61,19 @@ class Answers:
     tokens: tuple[tuple[int, ...], ...] | None
     """One for each text; None where the package's transformers cannot read the tokenizer."""
     tokenizer_error: str
+    weights: Mapping[str, str] | None = None
+    """By tensor name, the SHA-256 of each linear as the package dequantizes it: float16, (out, in), little-endian.
+
+    None from packages that keep no such matrix: theirs are multiplied as they are unpacked."""
 
 
 def ask(name: str, folder: Path, question: Question, *, timeout: float = TIMEOUT, tick: Ticker = silent) -> Answers:
-    """Load the artifact in `folder` with the runtime `name`, on the CPU, and ask it; `timeout` is in seconds.
+    """Load the artifact in `folder` with the runtime `name` and ask it; `timeout` is in seconds.
 
     Raises:
         CheckFailed: the package does not load the artifact, or fails on a question; the error shows the end of its
             output.
-        HermetiqError: the package cannot be installed here.
+        HermetiqError: this machine lacks what the package needs, or it cannot be installed here.
     """
     python = ensure(name, part(tick, 0.0, 0.5))
     tick(f"{name} reads {folder.name}", 0.5)
@@ -76,11 +83,11 @@ def ask(name: str, folder: Path, question: Question, *, timeout: float = TIMEOUT
         with (place / "log").open("w+", encoding="utf-8", errors="replace") as log:
             try:
                 done = subprocess.run(
-                    [str(python), "-I", str(WORKER), scratch],
+                    [str(python), "-I", str(OWN_WORKERS.get(name, WORKER)), scratch],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=_environment(),
+                    env=_environment() | variables(runtime(name).environment, python),
                     timeout=timeout,
                     check=False,
                 )
@@ -105,14 +112,13 @@ def _request(name: str, folder: Path, question: Question) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Of the child: off the network, on the CPU, with no more threads than there are cores."""
+    """Of every child: off the network, with no more threads than there are cores."""
     count = str(cores())
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": count,
         # Waiting threads sleep: spinning, two busy programs slow each other tenfold.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -132,6 +138,7 @@ def _answers(place: Path) -> Answers:
         stops=frozenset(told["stops"]),
         tokens=None if told["tokens"] is None else tuple(map(tuple, told["tokens"])),
         tokenizer_error=told.get("tokenizer_error", ""),
+        weights=told.get("weights"),
     )
 
 

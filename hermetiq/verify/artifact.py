@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
+from hermetiq.formats.legacy import legacy_note
 from hermetiq.manifest import Artifact, Check, Manifest, Verification
 from hermetiq.progress import Ticker, part, silent
 
@@ -29,6 +30,7 @@ EXAMINE: dict[str, Examine] = {
     "gguf": gguf_artifact.examine,
     "gptq": folder_artifact.examine,
     "awq": folder_artifact.examine,
+    "exl2": folder_artifact.examine,
 }
 """By format of the spec."""
 
@@ -104,12 +106,13 @@ def _stored(manifest: Manifest, artifact: Artifact, folder: Path) -> Stored:
 
 def _examine(stored: Stored, asked: Reference, source: Checkpoint, runtime: str | None, tick: Ticker) -> Examined:
     """What the artifact, and the runtime if there is one, says without a walk."""
-    examine = EXAMINE[stored.spec.format]
-    if runtime is None:
-        return examine(stored, asked, tick)
-    item = examine(stored, asked, part(tick, 0.0, 0.5))
-    if reason := foreign.unread(runtime, stored.spec):
-        return replace(item, findings=item.findings + Findings(notes=(f"{reason}; not asked",)))
+    item = EXAMINE[stored.spec.format](stored, asked, part(tick, 0.0, 0.5) if runtime else tick)
+    notes = [note for note in (legacy_note(stored.spec), foreign.unasked(runtime, stored.spec)) if note]
+    if runtime and (reason := foreign.unread(runtime, stored.spec)):
+        notes.append(f"{reason}; not asked")
+    item = replace(item, findings=item.findings + Findings(notes=tuple(notes)))
+    if runtime is None or foreign.unread(runtime, stored.spec):
+        return item
     seen = foreign.observe(runtime, stored.path, asked, source.tokenizer.decode, part(tick, 0.5, 1.0))
     return replace(item, findings=item.findings + seen.findings, foreign=seen)
 
@@ -135,7 +138,7 @@ def _by_walk(item: Examined, asked: Reference, source: Reading, limits: Limits, 
     if item.logprobs:
         found += judge.agreement_findings(item.logprobs, asked, artifact)
     if item.foreign:
-        found += foreign.agreement(item.foreign, asked, artifact)
+        found += foreign.agreement(item.foreign, asked, artifact) + foreign.weights(item.foreign, item.checkpoint)
     return found
 
 

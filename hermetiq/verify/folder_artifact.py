@@ -1,4 +1,4 @@
-"""A GPTQ or AWQ folder before the walk: its own tokenizer as transformers loads it, and answers by its own weights.
+"""A GPTQ, AWQ or EXL2 folder before the walk: its tokenizer as transformers loads it, and answers by its own weights.
 
 No runtime is needed: the packages that read these formats want environments of their own, and are asked on request.
 """

@@ -6,6 +6,7 @@ and the source has walked the package's answers, `agreement` and `stops` hold th
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.folder import FLOATS
 from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.manifest import Check
 from hermetiq.progress import Ticker, silent
-from hermetiq.quantize.spec import LinearRecipe, Spec
-from hermetiq.runtimes.environments import RUNTIMES, environment_of, runtime
+from hermetiq.quantize.spec import Spec
+from hermetiq.runtimes.environments import RUNTIMES, environment_of, lacking, runtime
 from hermetiq.runtimes.packages import Answers, Question, ask
 
 from . import judge, parity
@@ -37,19 +40,33 @@ HALF = 0.25
 """Largest difference of a logit: of two computations in float32, and of one that rounds to float16 after every step.
 
 SmolLM2-135M differs by 0.0001 and by 0.08 to 0.18; another zero-point, order or grouping by several units."""
-AGREEMENT = {"auto-gptq": EXACT, "autoawq": HALF, "gptqmodel": HALF, "transformers": HALF}
+SUMMED_IN_HALF = 2 * HALF
+"""exllamav2 adds up in float16, too. Not measured on a GPU yet; its weights are compared bit for bit besides."""
+AGREEMENT = {
+    "auto-gptq": EXACT,
+    "autoawq": HALF,
+    "gptqmodel": HALF,
+    "transformers": HALF,
+    "exllamav2": SUMMED_IN_HALF,
+}
 
-GAPS: Mapping[str, tuple[Callable[[LinearRecipe], bool], str]] = {
+SOLE_READERS: Mapping[str, str] = {"exl2": "exllamav2"}
+"""By format, the runtime that alone reads it, where there is but one."""
+GAPS: Mapping[str, tuple[Callable[[Spec], bool], str]] = {
     "auto-gptq": (
-        lambda recipe: recipe.zero_offset == 0,
+        lambda spec: spec.linear.zero_offset == 0,
         "takes every GPTQ folder for version 1, and would misread -v2",
     ),
     "gptqmodel": (
-        lambda recipe: recipe.zero_offset == 1 and not recipe.symmetric,
+        lambda spec: spec.linear.zero_offset == 1 and not spec.linear.symmetric,
         "refuses asymmetric GPTQ of version 1 that is not its own; it reads -v2",
     ),
+    "exllamav2": (
+        lambda spec: spec.format == "gptq" and spec.linear.bits != 4,
+        "takes every GPTQ folder for one of 4 bits",
+    ),
 }
-"""By runtime, recipes of its formats that it does not read, and why."""
+"""By runtime, specs of its formats that it does not read, and why."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,8 @@ class Observed:
     """To the smoke prompts; empty where it does not run."""
     logits: tuple[tuple[int, Tensor], ...] = ()
     """Index into `Reference.ends`, and the logits (vocabulary,) of what follows, in float32."""
+    weights: Mapping[str, str] | None = None
+    """As in `Answers`."""
 
 
 def unread(name: str, spec: Spec) -> str:
@@ -74,20 +93,29 @@ def unread(name: str, spec: Spec) -> str:
     if spec.format not in runtime(name).formats:
         return f"{name} does not read {spec.format}"
     gap, reason = GAPS.get(name, (None, ""))
-    return f"{name} {reason}" if gap and gap(spec.linear) else ""
+    return f"{name} {reason}" if gap and gap(spec) else ""
+
+
+def unasked(asked: str | None, spec: Spec) -> str:
+    """A note where the one runtime that reads `spec` is not the one `asked`, and why; empty otherwise."""
+    reader = SOLE_READERS.get(spec.format)
+    if reader is None or reader == asked:
+        return ""
+    reason = lacking(reader) or f"--runtime {reader} asks it"
+    return f"{reader}, the one reader of {spec.format}, was not asked: {reason}"
 
 
 def require_reader(name: str, specs: Sequence[Spec]) -> None:
     """Stop before any work where the runtime can say nothing of an export.
 
     Raises:
-        HermetiqError: no such runtime, it cannot be driven, or it reads none of `specs`.
+        HermetiqError: no such runtime, this machine lacks what it needs, or it reads none of `specs`.
     """
     environment_of(name)
     reasons = [unread(name, spec) for spec in specs]
     if all(reasons):
-        drivable = [other for other, item in RUNTIMES.items() if item.environment]
-        readers = [other for other in drivable if not all(unread(other, spec) for spec in specs)]
+        readers = [other for other in RUNTIMES if not all(unread(other, spec) for spec in specs)]
+        readers = [other for other in readers if not lacking(other)] or readers
         remedy = f"--runtime {' or '.join(readers)}" if readers else "without --runtime, llama.cpp is asked"
         raise HermetiqError("; ".join(dict.fromkeys(reasons)), remedy=remedy)
 
@@ -102,7 +130,7 @@ def observe(
     """Load the artifact in `folder` with the runtime `name` and ask it everything.
 
     Raises:
-        HermetiqError: the package cannot be installed here.
+        HermetiqError: this machine lacks what the package needs, or it cannot be installed here.
     """
     ends = spread(len(asked.ends), ENDS_ASKED)
     question = Question(
@@ -121,6 +149,7 @@ def observe(
         Findings((Check(name, True, "runs", "runs"),)) + _named(name, _stops(asked, told) + _tokens(name, asked, told)),
         answers=_answers(asked, told, decode),
         logits=tuple(zip(ends, torch.from_numpy(told.logits), strict=True)),
+        weights=told.weights,
     )
 
 
@@ -147,6 +176,26 @@ def agreement(seen: Observed, asked: Reference, artifact: Reading) -> Findings:
     figures = {"logit_difference": largest, "kl": kl}
     finite = {figure: value for figure, value in figures.items() if math.isfinite(value)}
     return _named(seen.runtime, Findings((check,), finite))
+
+
+def weights(seen: Observed, artifact: Checkpoint) -> Findings:
+    """Every packed linear is to the package, bit for bit, the float16 matrix that our own reader makes of it.
+
+    Raises:
+        Refusal: a tensor cannot be read.
+    """
+    if seen.weights is None:
+        return Findings()
+    packed = [name for name in artifact.model.expected_tensors() if artifact.tensors[name].dtype not in FLOATS]
+    names = dict.fromkeys((*packed, *seen.weights))  # Those that only one of the two takes for packed differ.
+    differing = [name for name in names if name not in packed or seen.weights.get(name) != _digest(artifact.load(name))]
+    reason = f"{len(differing)} of {len(names)} linears differ, the first: {differing[0]}" if differing else ""
+    return _named(seen.runtime, Findings((Check("weights", not differing, len(differing), 0, reason),)))
+
+
+def _digest(weight: Tensor) -> str:
+    """SHA-256 of a matrix as float16 in rows, as packages tell it."""
+    return hashlib.sha256(weight.half().contiguous().numpy().tobytes()).hexdigest()
 
 
 def stops(

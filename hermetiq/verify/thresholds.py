@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from hermetiq.quantize.spec import Spec
 
@@ -60,10 +61,36 @@ def _by_grid(spec: Spec) -> Limits:
     return fine if (spec.linear.group_size or math.inf) <= FINE else coarse
 
 
+MIXED: tuple[tuple[float, Limits], ...] = ((2, TWO), (3, THREE), (4, FOUR), (5, FIVE), (6, SIX), (8, EIGHT))
+"""By stored bits per weight of a format that mixes widths, scales and all; what lies between is interpolated.
+
+A plain type of k bits stores about k + 1/4, so it is given a little more room; choosing widths well makes up for that.
+"""
+
+
+def _by_size(spec: Spec) -> Limits:
+    """KL falls by a factor for each bit, so it is interpolated by its logarithm; the rest in a straight line."""
+    bpw = spec.mixed.bpw
+    (low, worse), (high, better) = next(pair for pair in pairwise(MIXED) if bpw <= pair[1][0])
+    share = (bpw - low) / (high - low)
+
+    def line(name: str) -> float:
+        before, after = getattr(worse, name), getattr(better, name)
+        return float(before + share * (after - before))
+
+    return Limits(
+        kl=worse.kl * (better.kl / worse.kl) ** share,
+        top1=line("top1"),
+        terminator_drop=line("terminator_drop"),
+        stop_margin=line("stop_margin"),
+    )
+
+
 LIMITS: dict[str, Callable[[Spec], Limits]] = {
     "gguf": lambda spec: GGUF[spec.recipe],
     "gptq": _by_grid,
     "awq": _by_grid,
+    "exl2": _by_size,
 }
 """By format."""
 

@@ -10,22 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hermetiq.errors import HermetiqError
-from hermetiq.runtimes import environments
+from hermetiq.runtimes import cuda, environments
 from hermetiq.runtimes.environments import RUNTIMES, Environment, Runtime, ensure, folder_of, is_ready
 
 TOY = Environment("toy", "toyreader==1.0", (3, 11), (3, 99), (("TOY_BUILD", "1"),))
 
 
-def wheel(folder: Path, name: str, *, requires: str = "") -> None:
-    """A wheel with one empty module."""
+def wheel(folder: Path, name: str, *, requires: str = "", code: str = "") -> None:
+    """A wheel with one module."""
     info = f"{name}-1.0.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + (
         f"Requires-Dist: {requires}\n" if requires else ""
     )
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{name}.py", code)
         archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -108,16 +109,43 @@ def test_no_fitting_python_is_said_with_what_would_fit(monkeypatch: pytest.Monke
     assert environments.interpreter(environments.AUTO_GPTQ) == (str(tmp_path / "python3.10"), "3.10")
 
 
-def test_unknown_runtimes_and_those_that_cannot_be_driven_are_refused() -> None:
+def test_unknown_runtimes_and_those_that_cannot_run_here_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HermetiqError, match="auto-gptq, autoawq, gptqmodel, transformers"):
         ensure("autogptq")
-    with pytest.raises(HermetiqError, match="a GPU"):
+    monkeypatch.setattr(cuda, "lacking", lambda: "no CUDA compiler (nvcc)")
+    with pytest.raises(HermetiqError, match=r"exllamav2 cannot run here: no CUDA compiler \(nvcc\) \(use a machine"):
         ensure("exllamav2")
+
+
+def test_a_package_for_the_gpu_gets_this_torch_and_is_compiled_under_its_own_roof(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's import stands for the compiler: it fails where its tools or the place for its result are not told."""
+    code = """
+        import os, torch, pathlib
+        place = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"])
+        place.mkdir()
+        (place / "told").write_text(os.environ["PATH"] + "\\n" + torch.__file__)
+    """
+    toy = replace(TOY, name="toyreader", gpu=True)
+    toy.requirements.write_text("toyhelper==1.0\n")
+    monkeypatch.setattr(environments, "RUNTIMES", {"toy": Runtime("toy", ("exl2",), toy)})
+    monkeypatch.setattr(cuda, "lacking", lambda: "")
+    wheel(shelf, "toyhelper")
+    wheel(shelf, "toyreader", code=textwrap.dedent(code))
+    stages: list[str] = []
+    python = ensure("toy", lambda what, share: stages.append(what))
+    assert stages[-1] == "compiling toyreader==1.0"
+    path, torch_file = (folder_of(toy) / "extensions" / "told").read_text().split("\n")
+    assert path.split(":")[0] == str(python.parent)
+    assert torch_file == torch.__file__
+    assert "CUDA_VISIBLE_DEVICES" not in environments.variables(toy, python)
+    assert environments.variables(TOY, python) == {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(
     "environment",
-    sorted({item.environment for item in RUNTIMES.values() if item.environment}, key=str),
+    sorted({item.environment for item in RUNTIMES.values()}, key=str),
     ids=lambda item: item.name,
 )
 def test_requirement_files_pin_everything_and_name_no_registry(environment: Environment) -> None:

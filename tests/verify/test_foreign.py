@@ -12,6 +12,7 @@ import pytest
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.quantize.spec import parse
+from hermetiq.runtimes import cuda
 from hermetiq.verify import ArtifactReport, foreign, native, verify
 from tests.fixtures.packages import stand_in
 from tests.fixtures.packed import packed_folder
@@ -85,14 +86,18 @@ def test_a_format_that_the_package_does_not_read_is_a_note(reports: dict[str, Ar
     ("name", "specs", "told"),
     [
         ("vllm", [GPTQ], "no runtime 'vllm'.*auto-gptq, autoawq"),
-        ("exllamav2", [GPTQ], "cannot run here: it needs a GPU"),
+        ("exllamav2", ["exl2:4.65bpw"], r"exllamav2 cannot run here: no GPU that torch sees \(use a machine"),
+        ("autoawq", ["exl2:4.65bpw"], "does not read exl2.*--runtime exllamav2"),
         ("auto-gptq", [AWQ, "gguf:Q8_0"], "does not read awq; .* gguf.*--runtime autoawq or gptqmodel or transformers"),
         ("autoawq", ["gguf:Q8_0"], "does not read gguf.*llama.cpp"),
         ("gptqmodel", ["gptq:4bit-g64-asym"], "it reads -v2.*--runtime auto-gptq or transformers"),
         ("auto-gptq", ["gptq:4bit-g64-v2"], "would misread -v2.*--runtime gptqmodel or transformers"),
     ],
 )
-def test_a_runtime_that_can_say_nothing_is_refused_with_those_that_can(name: str, specs: list[str], told: str) -> None:
+def test_a_runtime_that_can_say_nothing_is_refused_with_those_that_can(
+    name: str, specs: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "lacking", lambda: "no GPU that torch sees")
     with pytest.raises(HermetiqError, match=f"(?s){told}"):
         foreign.require_reader(name, [parse(spec) for spec in specs])
 
