@@ -47,8 +47,9 @@ def choose_probe_rows(rows: Sequence[Sequence[int]], tokens: int = PROBE_TOKENS)
         rows: token ids.
         tokens: at most so many come out; fewer where there are few rows, or short ones.
     """
-    count = min(ceil(tokens / _ROW_TOKENS), len(rows))
-    return tuple(tuple(rows[number * len(rows) // count][: min(_ROW_TOKENS, tokens)]) for number in range(count))
+    asked = ceil(tokens / _ROW_TOKENS)
+    count = min(asked, len(rows))
+    return tuple(tuple(rows[number * len(rows) // count][: tokens // asked]) for number in range(count))
 
 
 def probe_bytes(model: ModelConfig, tokens: int = PROBE_TOKENS) -> int:
@@ -114,11 +115,7 @@ class Probes:
             if isinstance(module, nn.Linear):
                 full = f"model.layers.{index}.{name}.weight"
                 weight = self._disturb(full, module.weight.detach().float()).to(module.weight.dtype)
-
-                def disturbed(state: Tensor, **arguments: Any) -> Any:
-                    return functional_call(block, {f"{name}.weight": weight}, (state,), arguments)
-
-                yield full, self._walk.forward(index, disturbed, self._clean)
+                yield full, self._walk.forward(index, _replacing(block, f"{name}.weight", weight), self._clean)
 
     def _batches(self) -> Iterator[list[str]]:
         """Names of copies that go through a block together."""
@@ -126,6 +123,16 @@ class Probes:
         size = max(1, _BATCH_TOKENS // self._clean[..., 0].numel())
         for start in range(0, len(names), size):
             yield names[start : start + size]
+
+
+def _replacing(block: nn.Module, name: str, weight: Tensor) -> Callable[..., Tensor]:
+    """The block with another weight; its own stays in place."""
+
+    def run(state: Tensor, **arguments: Any) -> Tensor:
+        output: Tensor = functional_call(block, {name: weight}, (state,), arguments)
+        return output
+
+    return run
 
 
 def _points(
