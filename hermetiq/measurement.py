@@ -49,8 +49,8 @@ class Layer:
         if not (1 <= self.out <= _LARGEST_SIDE and 1 <= self.columns <= _LARGEST_SIDE):
             raise HermetiqError(f"no layer has {self.out} x {self.columns} weights")
         # NaN fails the comparison, too.
-        if not all(0 <= number <= _LARGEST_NUMBER for number in (*self.errors, self.factor, *self._costs)):
-            raise HermetiqError("errors, factor and their products must be numbers from 0 up")
+        if not all(0 <= number <= _LARGEST_NUMBER for number in (*self.errors, self.factor)):
+            raise HermetiqError("errors and factor must be numbers from 0 up")
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -60,12 +60,8 @@ class Layer:
         that noise must not make more bits look harmful.
         """
         sizes = [_bits(rung, self.out, self.columns) for rung in LADDER]
-        measured = list(zip(sizes, self._costs, strict=True))
+        measured = [(size, error * self.factor) for size, error in zip(sizes, self.errors, strict=True)]
         return tuple(Option(size, min(cost for other, cost in measured if other <= size)) for size in sizes)
-
-    @property
-    def _costs(self) -> list[float]:
-        return [error * self.factor for error in self.errors]
 
 
 @dataclass(frozen=True)
