@@ -6,7 +6,7 @@ The first answers what the folder will cost and refuses what cannot be; only the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Final
 
@@ -19,12 +19,14 @@ from hermetiq.quantize.spec import Spec
 from hermetiq.rules import finding
 
 from . import exl2
-from .linear_plan import LinearPlan, Shape, linears, misfit, tensors
+from .linear_plan import TENSOR_PARALLEL, LinearPlan, Shape, linears, misfit, tensors
 from .packed import Part
 
 HEAD_MODULE: Final = HEAD.removesuffix(".weight")
 STEM: Final = "output"
 """How the names of files begin; the reader takes all files, whatever their names."""
+_SHARE: Final = 128
+"""Features of an MLP that the reader gives to one GPU or another together. Heads it gives out one by one."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class MixedPlan:
 
     spec: Spec
     model: ModelConfig
-    unsplit: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """As of a `LinearPlan`. The reader shares layers out as it sees fit, so there is nothing to say."""
+    unsplit: Mapping[int, tuple[str, ...]]
+    """As of a `LinearPlan`."""
 
     @property
     def budget(self) -> int:
@@ -76,7 +78,7 @@ def plan(model: ModelConfig, spec: Spec) -> MixedPlan:
     """
     if misfits := tuple(_misfits(model)):
         raise Refusal(*misfits)
-    planned = MixedPlan(spec, model)
+    planned = MixedPlan(spec, model, {gpus: _unsplit(model, gpus) for gpus in TENSOR_PARALLEL})
     layers = linears(model).values()
     least = sum(min(stored_bits(rung.groups(width), height) for rung in LADDER) for height, width in layers)
     if planned.budget < least:
@@ -133,3 +135,7 @@ def _misfits(model: ModelConfig) -> Iterator[Finding]:
             yield misfit(name, f"shape {(height, width)}", expected, ())
         if width > exl2.MOST_COLUMNS:
             yield misfit(name, f"rows of {width}", f"at most {exl2.MOST_COLUMNS}", ())
+
+
+def _unsplit(model: ModelConfig, gpus: int) -> tuple[str, ...]:
+    return ("gate_proj", "up_proj", "down_proj") if gpus > 1 and model.intermediate % _SHARE else ()

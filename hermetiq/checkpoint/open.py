@@ -24,8 +24,8 @@ def open_checkpoint(
     """Open a model without reading its weights.
 
     Args:
-        path: a model folder, a `.gguf` file, or the Hub id ORG/NAME where no such path exists here. A folder that GPTQ
-            or AWQ packed is read as the weights it stands for.
+        path: a model folder, a `.gguf` file, or the Hub id ORG/NAME where no such path exists here. A folder that
+            GPTQ, AWQ or EXL2 packed is read as the weights it stands for.
         adapter: a LoRA in peft's layout, as a folder or a Hub id, to merge into it.
         revision: branch, tag or commit of a Hub id.
 

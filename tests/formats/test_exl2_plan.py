@@ -115,3 +115,10 @@ def test_a_target_below_the_smallest_widths_is_refused_and_the_one_it_names_is_n
 def test_the_largest_target_is_never_out_of_reach() -> None:
     largest = sum(stored_bits(LADDER[-1].groups(width), height) for height, width in linears(MODEL).values())
     assert plan(MODEL, parse("exl2:8.0bpw")).budget < largest
+
+
+def test_the_reader_divides_an_mlp_128_features_at_a_time() -> None:
+    assert plan(MODEL, SPEC).unsplit == dict.fromkeys((1, 2, 4, 8), ())
+    uneven = plan(replace(MODEL, intermediate=544), SPEC).unsplit
+    assert uneven == {1: ()} | dict.fromkeys((2, 4, 8), ("gate_proj", "up_proj", "down_proj"))
+    assert chosen(LADDER[0], plan(replace(MODEL, intermediate=544), SPEC)).unsplit == uneven
