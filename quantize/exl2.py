@@ -69,7 +69,7 @@ def rounded(
         hessian: what was factorised, to polish the codes by; without it they stay as the sweep left them.
 
     Raises:
-        HermetiqError: a weight is beyond what a float16 scale can express.
+        HermetiqError: a weight is beyond float16, in which the reader computes.
     """
     grids = [_grid(part, factor.sensitivity, order) for part in parts]
     rows = [len(part.weight) for part in parts]
@@ -102,15 +102,16 @@ def _grid(part: Part, sensitivity: Tensor, order: Tensor) -> _Grid:
     ]
     # The reader takes the 256 off again, which is exact both ways.
     scale_max = (torch.cat([unit for _, unit in found]) * _TOP**2).half()
-    if not bool(scale_max.isfinite().all()):
-        raise HermetiqError("a weight is too large for a float16 scale", remedy="a GGUF type holds it: gguf:Q8_0")
     empty = part.weight.new_empty((0, len(order)), dtype=torch.uint8)
     linear = MixedLinear(
         empty, torch.cat([index.T for index, _ in found]), scale_max, order.to(torch.int32), part.groups
     )
-    group_of = linear.group_of
+    group_of, scales = linear.group_of, linear.scales.float()
     tops = torch.tensor(linear.tops, dtype=torch.float32, device=order.device)
-    return _Grid(linear.indices, scale_max, linear.scales.float()[group_of], tops[group_of])
+    # The reader's products are float16 too, so the lowest code must not reach beyond.
+    if not bool((scales * (tops[:, None] + 1) / 2 <= torch.finfo(torch.float16).max).all()):
+        raise HermetiqError("a weight is too large for float16", remedy="a GGUF type holds it: gguf:Q8_0")
+    return _Grid(linear.indices, scale_max, scales[group_of], tops[group_of])
 
 
 def _runs(groups: Groups, order: Tensor) -> Iterator[tuple[int, int, Tensor]]:
