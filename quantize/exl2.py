@@ -25,7 +25,7 @@ from .polish import polish
 from .result import MixedLinear
 from .sweep import Levels, sweep
 
-_NARROWEST: Final = {2: 0.3, 3: 0.42, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.85}
+_NARROWEST: Final = {2: 0.15, 3: 0.3, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.85}
 """By bits: the smallest scale that is tried, as a share of the one that clips nothing."""
 _TRIALS: Final = 12
 """Scales that each row is tried with, from that one to the narrowest, at equal ratios."""
