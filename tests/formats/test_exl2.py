@@ -185,7 +185,7 @@ def pairs(*values: int) -> Callable[[Tensor], Tensor]:
         ("q_groups", first(-5), "-5 bits in rows 0 to 5"),
         ("q_groups", first(6), "6 bits in rows 0 to 5"),
         ("q_groups", first(2), "widths that rise"),
-        ("q_groups", pairs(5, 1, 3, 5, 2, 8), "5 bits in rows 1 to 5"),
+        ("q_groups", pairs(4, 1, 3, 5, 2, 8), "4 bits in rows 1 to 5"),
         ("q_groups", pairs(5, 0, 3, 5, 2, 5), "3 bits in rows 5 to 5"),
         ("q_groups", pairs(5, 0, 3, 5, 2, 3), "3 bits in rows 5 to 3"),
         ("q_groups", pairs(5, 0, 5, 5, 2, 10), "2 bits in rows 10 to 10"),
