@@ -79,7 +79,7 @@ def _by_size(spec: Spec) -> Limits:
         return float(before + share * (after - before))
 
     return Limits(
-        kl=worse.kl * (better.kl / worse.kl) ** share,
+        kl=worse.kl ** (1 - share) * better.kl**share,
         top1=line("top1"),
         terminator_drop=line("terminator_drop"),
         stop_margin=line("stop_margin"),

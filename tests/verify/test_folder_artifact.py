@@ -1,4 +1,4 @@
-"""Verification of GPTQ and AWQ folders: healthy ones pass, and each planted fault fails its checks, by name."""
+"""Verification of GPTQ, AWQ and EXL2 folders: healthy ones pass, and each planted fault fails its checks, by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch import Tensor
 from hermetiq.chat.contract import derive
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
 from hermetiq.errors import HermetiqError
+from hermetiq.formats.legacy import legacy_note
 from hermetiq.manifest import Artifact, Manifest, Source, combined_sha256, sha256_of
 from hermetiq.progress import silent
 from hermetiq.quantize.spec import parse
+from hermetiq.runtimes import cuda
 from hermetiq.verify import ArtifactReport, folder_artifact, native, reference, verify
 from hermetiq.verify.examined import Examined, Stored
 from hermetiq.verify.reference import Reference
@@ -27,7 +29,7 @@ from tests.fixtures.packed import packed_folder
 from tests.verify.test_verify import failed, small_questions
 
 IM_END = 32000
-GPTQ, AWQ = "gptq:4bit-g64", "awq:4bit-g64"
+GPTQ, AWQ, EXL2 = "gptq:4bit-g64", "awq:4bit-g64", "exl2:8.0bpw"
 CHECKS = "bytes contract stops tokens bos kl top1 terminator smoke-stops smoke-leaks"
 
 
@@ -98,7 +100,8 @@ def verified(
     out = tmp_path_factory.mktemp("folders") / "out"
     shutil.copytree(packed, out / "gptq/m")
     packed_folder(out / "awq/m", trained_hermes, parse(AWQ))
-    artifacts = {"gptq/m": GPTQ, "awq/m": AWQ}
+    packed_folder(out / "exl2/m", trained_hermes, parse(EXL2))
+    artifacts = {"gptq/m": GPTQ, "awq/m": AWQ, "exl2/m": EXL2}
     for fault in FAULTS:
         name = f"gptq/{fault.__name__}"
         shutil.copytree(packed, out / name)
@@ -106,13 +109,14 @@ def verified(
         artifacts[name] = GPTQ
     source = open_checkpoint(trained_hermes)
     write_manifest(out, source, artifacts)
-    with small_questions():
+    with small_questions(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "lacking", lambda: "no GPU that torch sees")
         reports = verify(out, source)
     yield out, {report.file: report for report in reports}
     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("file", ["gptq/m", "awq/m"])
+@pytest.mark.parametrize("file", ["gptq/m", "awq/m", "exl2/m"])
 def test_a_healthy_folder_passes_every_check(verified: tuple[Path, dict[str, ArtifactReport]], file: str) -> None:
     report = verified[1][file]
     assert report.passed, report.checks
@@ -120,7 +124,16 @@ def test_a_healthy_folder_passes_every_check(verified: tuple[Path, dict[str, Art
     assert report.stops == "4/4"
     assert 0 < report.kl < math.inf
     assert report.verification.figures["smoke_stopped"] == 4
-    assert report.verification.notes == ()
+
+
+def test_exl2_alone_is_noted_as_legacy_and_as_unasked_in_its_own_reader(
+    verified: tuple[Path, dict[str, ArtifactReport]],
+) -> None:
+    notes = {file: verified[1][file].verification.notes for file in ("gptq/m", "awq/m", "exl2/m")}
+    legacy, unasked = notes.pop("exl2/m")
+    assert legacy == legacy_note(parse(EXL2))
+    assert unasked == "exllamav2, the one reader of exl2, was not asked: no GPU that torch sees"
+    assert set(notes.values()) == {()}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

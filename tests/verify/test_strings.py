@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import astuple
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pytest
 from hermetiq.errors import HermetiqError
 from hermetiq.quantize.spec import FORMATS, GGUF_RECIPES, parse
 from hermetiq.verify.strings import MINIMUM, decomposed_strings, parity_strings
-from hermetiq.verify.thresholds import GGUF, limits_for
+from hermetiq.verify.thresholds import FIVE, FOUR, GGUF, limits_for
 
 SPECIALS = [f"<|tag{number}|>" for number in range(6)]
 CHATS = ["<|im_start|>user\nHello<|im_end|>\n", "<|im_start|>user\nBye<|im_end|>\n"]
@@ -65,6 +66,14 @@ def test_a_limit_of_ones_own_replaces_that_of_kl_alone() -> None:
         parse("gguf:Q9_9")
 
 
+def test_sizes_between_two_types_lie_between_their_limits() -> None:
+    four, between, five = (limits_for(parse(f"exl2:{bpw}bpw"), weights=135_000_000) for bpw in ("4.0", "4.5", "5.0"))
+    assert (astuple(four), astuple(five)) == (astuple(FOUR), astuple(FIVE))
+    assert between.kl == pytest.approx(math.sqrt(four.kl * five.kl))
+    assert between.top1 == pytest.approx((four.top1 + five.top1) / 2)
+    assert between.stop_margin == pytest.approx((four.stop_margin + five.stop_margin) / 2)
+
+
 @pytest.mark.parametrize(("weights", "share"), [(1_000, 1.0), (135_000_000, 1.0), (540_000_000, 0.5), (10**10, 0.25)])
 def test_larger_models_may_lose_less(weights: int, share: float) -> None:
     limits = limits_for(parse("gguf:Q4_K_M"), weights=weights)
@@ -78,6 +87,7 @@ def test_every_spec_has_limits_and_fewer_bits_or_coarser_groups_may_lose_more(fo
         "gguf": [f"gguf:{recipe}" for recipe in ("F32", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K")],
         "gptq": [f"gptq:{recipe}" for recipe in ("8bit-g32", "4bit-g128-asym-v2", "4bit-channel-actorder", "2bit-g64")],
         "awq": ["awq:4bit-g32"],
+        "exl2": [f"exl2:{bpw}bpw" for bpw in ("8.0", "7.9", "6.0", "5.5", "4.65", "3.0", "2.1")],
     }
     limits = [limits_for(parse(spec), weights=135_000_000).kl for spec in ladders[format]]
     assert sorted(set(limits)) == limits
