@@ -44,8 +44,8 @@ class PackedCheckpoint(Checkpoint):
     """A model folder whose `quantization_config` is of GPTQ, of AWQ's version `gemm`, or of EXL2.
 
     `tensors` and `load` show float32 weights in place of packed ones. A packed head is not the embedding, also where
-    the configuration of another tool still says so. It is no source to export from, so
-    `source-quantized` stands among its findings as an error.
+    the configuration of another tool still says so. It is no source to export from, so `source-quantized` stands among
+    its findings as an error.
 
     Raises:
         HermetiqError: the model is of no supported family.
