@@ -106,8 +106,8 @@ def observe(
         if on_block is not None:
             on_block(index + 1, walk.depth)
     if start <= walk.depth:
-        moved = {} if probes is None else probes.divergences(head_matrix(config, load).to(walk.device, dtype))
-        calibration.show_head(moved)
+        divergences = {} if probes is None else probes.divergences(head_matrix(config, load).to(walk.device, dtype))
+        calibration.show_head(divergences)
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,13 @@ class Probes:
     def advance(self, index: int, block: nn.Module) -> None:
         """Take everything through block `index`; each of its linears gets its copy."""
         after = self._walk.forward(index, block, self._clean)
-        moved = {}
         for names in self._batches():
             states = torch.cat([self._clean + self._moved[name] for name in names])
             for name, state in zip(names, self._walk.forward(index, block, states).chunk(len(names)), strict=True):
-                moved[name] = (state - after).to(_STORED)
-        for name, copy in self._born(index, block):
-            moved[name] = (copy - after).to(_STORED)
-        self._clean, self._moved = after, moved
+                self._moved[name] = (state - after).to(_STORED)
+        for name, state in self._born(index, block):
+            self._moved[name] = (state - after).to(_STORED)
+        self._clean = after
 
     @torch.no_grad()
     def divergences(
