@@ -26,7 +26,7 @@ demo: .venv/base  ## the main job on a real chat model, offline
 test: .venv/dev  ## every test
 	$(BIN)/pytest
 
-test-gpu: .venv/dev  ## solvers and walk on CUDA; says so where there is none
+test-gpu: .venv/dev  ## solvers, walk and exllamav2 on CUDA; says so where there is none
 	$(BIN)/pytest -q -m gpu
 
 test-runtimes: .venv/dev  ## artifacts in auto-gptq, autoawq, gptqmodel and transformers; installs them into .cache
