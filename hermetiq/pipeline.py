@@ -18,20 +18,25 @@ from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.companions import companions
 from hermetiq.errors import Finding, HermetiqError, Refusal
+from hermetiq.formats import exl2_plan as mixed
 from hermetiq.formats import linear_plan as linear
+from hermetiq.formats.exl2_plan import MixedPlan
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
+from hermetiq.formats.legacy import legacy_finding
 from hermetiq.formats.linear_plan import LinearPlan
 from hermetiq.formats.output import write_files
 from hermetiq.formats.shards import write_shards
 from hermetiq.journal import Journal
 from hermetiq.machine import cores
 from hermetiq.manifest import Artifact, Calibration, Manifest, Source, combined_sha256
+from hermetiq.measurement import Measurement
 from hermetiq.model import TokenKind, Vocabulary
 from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import named
+from hermetiq.tracks import Tracks
 
 LONGEST_NAME = 200
 """Bytes of a base name: with recipe and endings it stays within what file systems allow."""
@@ -50,6 +55,7 @@ def prepare(
     seed: int = 0,
     sequential: bool = False,
     imatrix: bool | None = None,
+    measurement: Path | None = None,
 ) -> Job:
     """Open a checkpoint, hold it against the rules, plan every artifact and draw the calibration rows.
 
@@ -66,34 +72,39 @@ def prepare(
         seed: draws the rows.
         sequential: calibrate each block on what the quantized blocks before it put out; for one spec alone.
         imatrix: whether GGUF files get an importance matrix; where None, if something else is calibrated anyway.
+        measurement: `measurement.json` of an earlier export of the source, to choose EXL2's widths by.
 
     Raises:
         Refusal: the checkpoint breaks a rule, or a layer does not fit a recipe.
-        HermetiqError: unusable path, family, name or corpus.
+        HermetiqError: unusable path, family, name, corpus or measurement.
     """
     specs = tuple(dict.fromkeys(specs))
     source = open_checkpoint(path, adapter=adapter)
     # NaN is looked for while the tensors are read for the work: scanning them here would read everything twice.
     inspection = lint(source, ignore=("weight-nan",))
-    findings = admit(inspection.findings, ignore)
+    legacy = {spec.format: found for spec in specs if (found := legacy_finding(spec))}
+    findings = admit((*inspection.findings, *legacy.values()), ignore)
     contract = inspection.contract
     if contract is None:
         raise Refusal(*(finding for finding in inspection.findings if finding.severity == "error"))
     header = _header(source, contract)
     stem = _file_name(source.provenance.name if name is None else name)
     paths = {_path(spec, stem): spec for spec in specs}
-    folders = {path: linear.plan(source.model, spec) for path, spec in paths.items() if spec.format != "gguf"}
-    importance = len(folders) < len(paths) and (bool(folders) if imatrix is None else imatrix)
+    grids = {path: linear.plan(source.model, spec) for path, spec in paths.items() if spec.format in ("gptq", "awq")}
+    mixes = {path: mixed.plan(source.model, spec) for path, spec in paths.items() if spec.format == "exl2"}
+    calibrated = len(grids) + len(mixes)
+    importance = calibrated < len(paths) and (calibrated > 0 if imatrix is None else imatrix)
     gguf = {
         path: plan(header, spec.recipe, imatrix=importance) for path, spec in paths.items() if spec.format == "gguf"
     }
-    if sequential and len(folders) != 1:
+    if sequential and (len(grids) != 1 or mixes):
         raise HermetiqError(
-            f"sequential calibration follows one artifact, and {len(folders)} are asked for",
-            remedy="export each by itself, or leave out --sequential",
+            "sequential calibration follows one GPTQ or AWQ artifact, and what is asked for is "
+            + ", ".join(str(spec) for spec in specs),
+            remedy="export it by itself, or leave out --sequential",
         )
     drawn = None
-    if folders or importance:
+    if calibrated or importance:
         drawn = calibration_rows(source, contract, source=calibration, rows=rows, row_tokens=row_tokens, seed=seed)
         findings += drawn.report.findings
     return Job(
@@ -102,7 +113,9 @@ def prepare(
         findings=findings,
         specs=paths,
         gguf=gguf,
-        linear=folders,
+        linear=grids,
+        mixed=mixes,
+        measurement=_known(measurement, source, mixes),
         rows=drawn,
         importance=importance,
         seed=seed,
@@ -136,13 +149,13 @@ def export(
     source = _source(job)
     walked = 0.8 if job.rows else 0.0
     with no_empty_folders(folder, folder / "gguf"):
-        journal = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
-        made = _write_folders(job, folder, journal) | _write_gguf(
-            job, folder, journal, threads, part(tick, walked, 1.0)
-        )
+        journal, known = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
+        made = _write_folders(job, folder, journal, known)
+        made |= _write_gguf(job, folder, journal, threads, part(tick, walked, 1.0))
+        measured = known.measurement.write(folder) if known.measurement else None
     if journal:
         source = replace(source, findings=(*source.findings, *tracks.findings(journal)))
-    manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job))
+    manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job), measured)
     # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
     manifest.write(folder)
@@ -165,27 +178,43 @@ def admit(findings: Sequence[Finding], ignore: Sequence[str]) -> tuple[Finding, 
     return tuple(replace(item, severity="warning") if item.severity == "error" else item for item in findings)
 
 
-def _calibrated(job: Job, folder: Path, device: torch.device, *, resume: bool, tick: Ticker) -> Journal | None:
-    """The journal of a finished walk; None where nothing is calibrated."""
-    if job.rows is None:
+def _known(path: Path | None, source: Checkpoint, mixes: Mapping[str, MixedPlan]) -> Measurement | None:
+    """An earlier measurement, if it is one of this source."""
+    if path is None:
         return None
+    if not mixes:
+        raise HermetiqError("a measurement serves EXL2 alone, and none is asked for", remedy="add --to exl2:4.65bpw")
+    known = Measurement.read(path)
+    known.require(source=source.fingerprint(), shapes=linear.linears(source.model))
+    return known
+
+
+def _calibrated(
+    job: Job, folder: Path, device: torch.device, *, resume: bool, tick: Ticker
+) -> tuple[Journal | None, Tracks]:
+    """The journal of a finished walk and what it is read by; nothing where nothing is calibrated."""
+    if job.rows is None:
+        return None, Tracks()
     journal = Journal.open(folder / JOURNAL, tracks.identity(job, device), resume=resume)
     for line in journal.distrusted:
         tick(f"made again: {line}", 0.0)
-    tracks.calibrate(job, journal, device, tick)
-    return journal
+    return journal, tracks.calibrate(job, journal, device, tick)
 
 
-def _write_folders(job: Job, folder: Path, journal: Journal | None) -> dict[str, Artifact]:
-    """GPTQ and AWQ folders, by path."""
+def _write_folders(job: Job, folder: Path, journal: Journal | None, known: Tracks) -> dict[str, Artifact]:
+    """GPTQ, AWQ and EXL2 folders, by path."""
     artifacts = {}
-    for path, planned in job.linear.items():
+    for path, track in known.folders.items():
         assert journal
-        load = tracks.stored(job.source, planned, journal, path)
-        digests = write_shards(folder / path, planned.tensors, load)
-        files = companions(job.source, job.contract, tracks.quantization(planned))
+        load = tracks.stored(job.source, track.plan, journal, path)
+        digests = write_shards(folder / path, track.plan.tensors, load, stem=track.plan.stem)
+        files = companions(job.source, job.contract, tracks.quantization(job, track.plan))
         digests |= write_files({folder / path / name: content for name, content in files.items()})
-        artifacts[path] = _folder_artifact(path, planned, folder, digests, journal)
+        artifact = _folder_artifact(path, track.plan, folder, digests, journal)
+        if track.rungs and known.measurement:
+            widths = {module: str(rung) for module, rung in track.rungs.items()}
+            artifact = replace(artifact, widths=widths, expected_kl=known.measurement.expected_kl(track.rungs))
+        artifacts[path] = artifact
     return artifacts
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hermetiq import measurement
 from hermetiq.errors import HermetiqError
 from hermetiq.manifest import FILE, Manifest, sha256_of
 from hermetiq.plan import Job
@@ -14,7 +15,7 @@ from hermetiq.plan import Job
 JOURNAL = ".hermetiq"
 """Work folder inside the output folder; gone when the export is complete."""
 _PARTIAL = ".partial"
-_ABANDONED = (f".gguf{_PARTIAL}", f"{FILE}{_PARTIAL}")
+_ABANDONED = (f".gguf{_PARTIAL}", f"{FILE}{_PARTIAL}", f"{measurement.FILE}{_PARTIAL}")
 """What a killed export leaves behind, whatever it was making; the next one removes it."""
 
 
@@ -123,7 +124,7 @@ def _ours(path: Path, folder: Path, job: Job) -> bool:
     if path.is_symlink():
         return False
     name = path.relative_to(folder).as_posix().removesuffix(_PARTIAL)
-    return name in {FILE, *job.gguf} or name.rpartition("/")[0] in job.linear
+    return name in {FILE, measurement.FILE, *job.gguf} or name.rpartition("/")[0] in job.folders
 
 
 def _earlier(folder: Path) -> set[Path]:

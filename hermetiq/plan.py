@@ -10,11 +10,14 @@ from math import prod
 from typing import Any
 
 from hermetiq.calibration.packing import CalibrationRows
+from hermetiq.calibration.sensitivity import probe_bytes
 from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding
+from hermetiq.formats.exl2_plan import MixedPlan
 from hermetiq.formats.gguf import GgufPlan
 from hermetiq.formats.linear_plan import LinearPlan, linears
+from hermetiq.measurement import Measurement
 from hermetiq.model import ModelConfig
 from hermetiq.quantize.spec import Spec
 
@@ -72,7 +75,11 @@ class Job:
     gguf: Mapping[str, GgufPlan]
     """Of the files, by the same path."""
     linear: Mapping[str, LinearPlan]
-    """Of the folders, by the same path."""
+    """Of the GPTQ and AWQ folders, by the same path."""
+    mixed: Mapping[str, MixedPlan]
+    """Of the EXL2 folders, by the same path."""
+    measurement: Measurement | None
+    """An earlier one to choose EXL2's widths by; where None, the export takes its own."""
     rows: CalibrationRows | None
     """None where nothing is calibrated."""
     importance: bool
@@ -87,13 +94,32 @@ class Job:
         return self.source.fingerprint()
 
     @property
+    def folders(self) -> frozenset[str]:
+        """Paths of the artifacts that are folders."""
+        return frozenset((*self.linear, *self.mixed))
+
+    @property
+    def measures(self) -> bool:
+        """Whether the calibration pass has to find out what EXL2's widths cost each layer."""
+        return bool(self.mixed) and self.measurement is None
+
+    @property
     def plan(self) -> Plan:
-        folders = {name: _planned_folder(name, folder) for name, folder in self.linear.items()}
-        files = {name: _planned_file(name, self.specs[name], file) for name, file in self.gguf.items()}
-        planned = {**folders, **files}
-        disk = sum(item.bytes for item in planned.values()) + sum(item.bytes for item in folders.values())
+        planned = {
+            **{name: _planned_folder(name, folder) for name, folder in self.linear.items()},
+            **{name: _planned_mix(name, folder) for name, folder in self.mixed.items()},
+            **{name: _planned_file(name, self.specs[name], file) for name, file in self.gguf.items()},
+        }
+        disk = sum(item.bytes for item in planned.values()) + self._journal
         calibration = asdict(self.rows.report) if self.rows else None
         return Plan(tuple(planned[name] for name in self.specs), disk, self._memory, calibration)
+
+    @property
+    def _journal(self) -> int:
+        """Bytes of the work folder when it is fullest: the folders' tensors, and statistics that are kept."""
+        kept = self.source.model.layers * sum(map(_triangle, _inputs(self.source.model))) if self.measures else 0
+        tensors = [folder.bytes for folder in self.linear.values()] + [folder.bytes for folder in self.mixed.values()]
+        return sum(tensors) + kept
 
     @property
     def _memory(self) -> int:
@@ -101,7 +127,8 @@ class Job:
         shapes = self.source.model.expected_tensors().values()
         narrow = all(info.dtype in ("BF16", "F16") for info in self.source.tensors.values())
         writing = 2 * max(map(prod, shapes)) * (2 if narrow else _FLOAT)
-        return RESERVE + max(writing, _walking(self.source.model, self.rows) if self.rows else 0)
+        walking = _walking(self.source.model, self.rows) if self.rows else 0
+        return RESERVE + max(writing, walking + (probe_bytes(self.source.model) if self.measures else 0))
 
 
 def _walking(model: ModelConfig, rows: CalibrationRows) -> int:
@@ -111,6 +138,16 @@ def _walking(model: ModelConfig, rows: CalibrationRows) -> int:
     grams = sum(width**2 for width in {width for _, width in layers}) * 2
     states = rows.report.tokens * model.hidden
     return _FLOAT * (3 * weights + grams + states)
+
+
+def _inputs(model: ModelConfig) -> tuple[int, ...]:
+    """Widths of the inputs of a block's linears, those that several share counted once."""
+    return (model.hidden, model.heads * model.head_dim, model.hidden, model.intermediate)
+
+
+def _triangle(width: int) -> int:
+    """Bytes of a Gram matrix as it is kept."""
+    return _FLOAT * width * (width + 1) // 2
 
 
 def _planned_file(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
@@ -138,4 +175,18 @@ def _planned_folder(name: str, folder: LinearPlan) -> PlannedFile:
         fallback_share=0.0,
         types={f"{folder.spec.linear.bits}-bit": quantized, "F16": plain},
         unsplit=folder.unsplit,
+    )
+
+
+def _planned_mix(name: str, folder: MixedPlan) -> PlannedFile:
+    layers = len(linears(folder.model))
+    plain = len(folder.model.expected_tensors()) - layers - (not folder.model.tied)
+    return PlannedFile(
+        spec=str(folder.spec),
+        name=name,
+        bytes=folder.bytes,
+        bpw=folder.bits_per_weight,
+        nominal_bpw=folder.nominal_bits_per_weight,
+        fallback_share=0.0,
+        types={"2- to 8-bit": layers, f"{folder.spec.mixed.head_bits}-bit": 1, "F16": plain},
     )

@@ -182,6 +182,22 @@ def _mixed(prepared: _Prepared, group: Group, rungs: Rungs) -> dict[str, Rounded
     return dict(zip(group.linears, exl2.rounded(parts, factor, order, prepared.hessians[group]), strict=True))
 
 
+def solve_head(
+    weight: Tensor,  # (vocabulary, hidden) float32
+    seen: Statistics,
+    rung: Rung,
+) -> Rounded[MixedLinear]:
+    """The output matrix, which stands behind no block and is not folded.
+
+    Raises:
+        HermetiqError: a weight is beyond what a float16 scale can express.
+    """
+    factor = factorize(seen, "static")
+    part = exl2.Part(weight, rung.groups(weight.shape[1]))
+    (result,) = exl2.rounded([part], factor, exl2.stored_order(weight, factor), factor.hessian(seen.gram))
+    return result
+
+
 def _energy(
     weight: Tensor,  # (out, in), as it multiplies the inputs that were seen
     gram: Tensor,  # (in, in)
