@@ -5,8 +5,8 @@ some blocks pass on all that reaches them, others drown it. So a few token rows 
 each linear, as the model takes them when that linear's weight alone is disturbed. Behind the head, the KL divergence
 from the undisturbed rows is what the disturbance does.
 
-All of this is float32, whatever the walk's own layers are computed in: rounded to bfloat16, every copy would be rounded
-in its own way.
+All of this is float32, whatever the walk's own layers are computed in. In bfloat16 every copy is rounded in its own
+way: on SmolLM2 that alone is up to 5e-4 nats, half of what some linears do at three bits. float32 leaves 4e-8.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from .walk import Walk
 Disturb = Callable[[str, Tensor], Tensor]
 """Makes of a linear's weight, (out, in) float32, by its name the disturbed one of the same shape."""
 
-PROBE_TOKENS = 256
+PROBE_TOKENS = 128
+"""Of all probe rows together. On SmolLM2 they add a fifth to what the walk takes for 59,000 tokens."""
 _ROW_TOKENS = 64
 """Of one probe row: enough of a text for attention to matter, few enough for several texts."""
 _BATCH_TOKENS = 1024
@@ -139,8 +140,9 @@ def _points(
 ) -> tuple[Tensor, Tensor]:  # each (tokens, points)
     """Some tokens of the vocabulary that stand for all, and the weight of each.
 
-    All of it would make the head the better half of the work. The likeliest count with their own probability; the rest
-    in falling order is cut into strata of equal probability, of which the token in the middle stands for its stratum.
+    Logits of the whole vocabulary would be half of the work, and on SmolLM2 move the figures by 1 %. The likeliest count
+    with their own probability; the rest in falling order is cut into strata of equal probability, of which the token in
+    the middle stands for its stratum.
     """
     falling, order = probabilities.sort(descending=True, stable=True)
     likeliest = falling[:, :_POINTS]
