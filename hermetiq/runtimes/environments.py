@@ -173,11 +173,12 @@ def folder_of(environment: Environment) -> Path:
 def variables(environment: Environment, python: Path) -> dict[str, str]:
     """Environment variables for programs that use `environment`, whose Python is `python`.
 
-    Without a use for the GPU it is hidden. With one, the program finds ninja and what was compiled.
+    Without a use for the GPU it is hidden. With one, the program finds the compiler, ninja and what was compiled.
     """
     if not environment.gpu:
         return {"CUDA_VISIBLE_DEVICES": ""}
     return {
+        "CUDA_HOME": str(cuda.toolkit() or ""),
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "TORCH_EXTENSIONS_DIR": str(python.parents[1] / "extensions"),
         "MAX_JOBS": str(cores()),

@@ -20,15 +20,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{tmp_path / 'bin'}")
     (tmp_path / "Python.h").touch()
     program(tmp_path / "c++")
-    program(tmp_path / "nvcc", "Cuda compilation tools, release 13.0, V13.0.88")
+    program(tmp_path / "bin" / "nvcc", "Cuda compilation tools, release 13.0, V13.0.88")
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cusparse.h").touch()
     return tmp_path
 
 
 def program(path: Path, says: str = "") -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\necho {says!r}\n")
     path.chmod(0o755)
 
@@ -40,7 +42,8 @@ def test_nothing_is_missing_where_all_is_there(machine: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("nvcc", "no CUDA compiler (nvcc)"),
+        ("bin/nvcc", "no CUDA compiler (nvcc)"),
+        ("include/cusparse.h", "no CUDA libraries beside nvcc (cusparse.h)"),
         ("c++", "no C++ compiler (c++)"),
         ("Python.h", "no header files of Python (Python.h)"),
     ],
@@ -52,20 +55,25 @@ def test_what_is_missing_is_named(machine: Path, name: str, told: str) -> None:
 
 def test_everything_that_is_missing_makes_one_line(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (machine / "nvcc").unlink()
+    (machine / "bin" / "nvcc").unlink()
     assert cuda.lacking() == "no GPU that torch sees, no CUDA compiler (nvcc)"
 
 
 def test_a_compiler_of_another_version_than_torch_is_none(machine: Path) -> None:
-    program(machine / "nvcc", "Cuda compilation tools, release 12.4, V12.4.131")
+    program(machine / "bin" / "nvcc", "Cuda compilation tools, release 12.4, V12.4.131")
     assert cuda.lacking() == "nvcc is of CUDA 12, torch of CUDA 13"
 
 
-def test_the_compiler_is_looked_for_where_torch_looks(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cuda.nvcc() == machine / "nvcc"
-    (machine / "nvcc").unlink()
-    (machine / "nowhere" / "bin").mkdir(parents=True)
-    program(machine / "nowhere" / "bin" / "nvcc")
-    assert cuda.nvcc() == machine / "nowhere" / "bin" / "nvcc"
+def test_the_toolkit_is_the_one_with_libraries_unless_one_is_named(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cuda.toolkit() == machine
+    usual = machine / "nowhere"
+    program(usual / "bin" / "nvcc")
+    assert cuda.toolkit() == machine
+    (machine / "include").rename(usual / "include")
+    assert cuda.toolkit() == usual
+    monkeypatch.setenv("CUDA_HOME", str(machine))
+    assert cuda.toolkit() == machine
     monkeypatch.setenv("CUDA_HOME", str(machine / "elsewhere"))
-    assert cuda.nvcc() is None
+    assert cuda.toolkit() is None
