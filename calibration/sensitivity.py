@@ -140,9 +140,9 @@ def _points(
 ) -> tuple[Tensor, Tensor]:  # each (tokens, points)
     """Some tokens of the vocabulary that stand for all, and the weight of each.
 
-    Logits of the whole vocabulary would be half of the work, and on SmolLM2 move the figures by 1 %. The likeliest count
-    with their own probability; the rest in falling order is cut into strata of equal probability, of which the token in
-    the middle stands for its stratum.
+    Logits of the whole vocabulary would be half of the work, and on SmolLM2 move the figures by 1 %. The likeliest
+    count with their own probability; the rest in falling order is cut into strata of equal probability, of which the
+    token in the middle stands for its stratum.
     """
     falling, order = probabilities.sort(descending=True, stable=True)
     likeliest = falling[:, :_POINTS]
