@@ -15,6 +15,9 @@ from hermetiq.quantize import block as block_module
 from hermetiq.quantize.block import BlockSolver, SolvedBlock
 from hermetiq.quantize.factor import DAMPING, ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import GROUPS, fold
+from hermetiq.quantize.ladder import LADDER, Rung
+from hermetiq.quantize.measure import disturbed
+from hermetiq.quantize.result import MixedLinear
 from hermetiq.quantize.spec import LinearRecipe, Order, parse
 from tests.oracles import gptq as oracle
 from tests.quantize.inputs import Block, block, observed, statistics, with_eigenvalues
@@ -211,3 +214,100 @@ def test_devices_agree(key: str, device: torch.device) -> None:
     assert (apart > 0).mean() < 0.01
     for name, error in here.errors.items():
         assert there.errors[name] == pytest.approx(error, rel=0.02)
+
+
+RUNGS = dict(zip(LINEARS, (LADDER[place] for place in (2, 4, 6, 8, 11, 14, 16)), strict=True))
+"""Another for each linear."""
+
+
+def of_one_rung(place: int) -> dict[str, Rung]:
+    return dict.fromkeys(LINEARS, LADDER[place])
+
+
+def mixed_fields(result: SolvedBlock) -> Iterator[tuple[str, Tensor]]:
+    yield from result.others.items()
+    for name, linear in result.linears.items():
+        for field in ("codes", "indices", "scale_max", "order"):
+            yield f"{name} {field}", getattr(linear, field)
+
+
+def test_every_linear_gets_its_rung(real: Block) -> None:
+    result = BlockSolver(tensors(real), inputs(real), real.model).solve(RUNGS)
+    assert list(result.linears) == LINEARS
+    shapes = {name: value.shape for name, value in rebuilt(result).items()}
+    assert shapes == {name: value.shape for name, value in real.tensors.items()}
+    for name, linear in result.linears.items():
+        assert isinstance(linear, MixedLinear)
+        assert linear.groups == RUNGS[name].groups(real.tensors[name].shape[1])
+    for group in GROUPS:
+        orders = [result.linears[name].order for name in group.linears]
+        assert all(torch.equal(order, orders[0]) for order in orders)
+
+
+def test_the_block_of_rungs_still_computes_what_it_computed() -> None:
+    real = block("qwen2")
+    before, solver = real.output(), BlockSolver(tensors(real), inputs(real), real.model)
+    differences = [
+        (real.output(rebuilt(solver.solve(of_one_rung(place)))) - before).norm().item() for place in (16, 8, 1)
+    ]
+    assert differences[0] < 0.02 * before.norm().item()
+    assert differences[0] < 0.2 * differences[1] < 0.1 * differences[2]
+
+
+def test_rungs_are_measured_as_they_are_solved() -> None:
+    """But for polishing and rows left out; weights and inputs here are those after the folds."""
+    real = block("mistral")
+    given, places = inputs(real), (1, 13)
+    solver = BlockSolver(tensors(real), given, real.model)
+    measured = solver.measure([LADDER[place] for place in places])
+    assert list(measured.errors) == LINEARS
+    sensitivities = {group: factorize(given[group.linears[0]], "static").sensitivity for group in GROUPS}
+    moved = fold(tensors(real), sensitivities, real.model)
+    for at, place in enumerate(places):
+        result = solver.solve(of_one_rung(place))
+        for group in GROUPS:
+            gram = given[group.linears[0]].gram.double().numpy()
+            for name in group.linears:
+                weight = (moved.weights[name] / moved.factors[group]).double().numpy()
+                energy = np.trace(weight @ gram @ weight.T) / gram.diagonal().mean()
+                assert 0.6 < result.errors[name] * energy / measured.errors[name][at] < 1.2
+
+
+def test_disturbances_have_the_energy_of_what_they_add(real: Block) -> None:
+    """On the weights and inputs that calibration runs with, which are those before the folds."""
+    weights, given = tensors(real), inputs(real)
+    measured = BlockSolver(weights, given, real.model).measure(LADDER[:1])
+    assert sorted(measured.disturbances) == sorted(LINEARS)
+    for name, found in measured.disturbances.items():
+        gram = given[name].gram.double().numpy()
+        added = (disturbed(weights[name]) - weights[name]).double().numpy()
+        assert found == pytest.approx(np.trace(added @ gram @ added.T) / gram.diagonal().mean(), rel=1e-3)
+
+
+def test_rungs_come_out_the_same_alone_and_among_recipes() -> None:
+    real = block("qwen3")
+    weights, given = tensors(real), inputs(real)
+    shared, alone = (BlockSolver(weights, given, real.model) for _ in range(2))
+    shared.solve(RECIPES[STATIC])
+    measured = shared.measure(LADDER[:2])
+    pairs = zip(mixed_fields(shared.solve(RUNGS)), mixed_fields(alone.solve(RUNGS)), strict=True)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
+    assert alone.measure(LADDER[:2]) == measured
+    assert all(torch.equal(value, real.tensors[name].float()) for name, value in weights.items())
+
+
+def test_empty_weights_and_silent_inputs_on_rungs(device: torch.device) -> None:
+    real = block("mistral")
+    weights, given = tensors(real, device), inputs(real, device)
+    empty, (silent,) = "self_attn.v_proj.weight", GROUPS[3].linears
+    weights[empty] = torch.zeros_like(weights[empty])
+    given[silent] = statistics(torch.zeros_like(given[silent].gram))
+    solver = BlockSolver(weights, given, real.model)
+    result, measured = solver.solve(RUNGS), solver.measure(LADDER[::16])
+    assert all(0 <= error < 1 for error in result.errors.values())
+    assert not result.linears[empty].dequantize().any()
+    assert measured.errors[empty] == (0.0, 0.0)
+    assert measured.disturbances[empty] == measured.disturbances[silent] == 0.0
+    assert np.isfinite([error for errors in measured.errors.values() for error in errors]).all()
+    # Of inputs that were never seen only the damping speaks: rounding to nearest, and better on better rungs.
+    assert measured.errors[silent][0] > measured.errors[silent][-1] > 0
