@@ -293,6 +293,20 @@ def test_scales_come_near_the_best_of_all(bits: int, size: int, device: torch.de
         assert error <= ABOVE_THE_BEST_OF_ALL[bits] * oracle.least_error(rows, costs, candidates, bits)
 
 
+def test_every_group_has_the_scales_that_suit_its_columns() -> None:
+    """Weighted by what an error in each of them costs after feedback."""
+    given = layer(uneven(16, 160))
+    linear = given.rounded(((4, 64), (3, 64), (3, 32))).linear
+    costs, start = double(given.factor.sensitivity), 0
+    for group, (bits, size) in enumerate(linear.groups):
+        columns = given.order[start : start + size].tolist()
+        start += size
+        rows, largest = double(given.weight)[:, columns], float(linear.scale_max[group])
+        of_index = [oracle.errors(rows, costs[columns], step, bits) for step in oracle.steps(largest)]
+        error = sum(of_index[index][row] for row, index in enumerate(linear.indices[group].tolist()))
+        assert error <= 1.05 * np.min(of_index, axis=0).sum()
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_scales_are_better_than_those_of_ratios_alone(bits: int) -> None:
     """Indices by the ratio of what a row needs lose more, with the same largest scale and with one that clips none."""
