@@ -303,6 +303,10 @@ def show_files(manifest: Manifest, folder: Path) -> None:
     for item in manifest.artifacts:
         table.add_row(str(folder / item.file), size(item.bytes), f"{item.bpw:.2f}", item.sha256[:16])
     out.print(table)
+    for item in manifest.artifacts:
+        if item.widths:
+            out.print(f"{item.file}: {item.nominal_bpw:.3f} bits per weight of its blocks; expected KL "
+                      f"{item.expected_kl:.4f}")  # fmt: skip
 
 
 def size(count: int) -> str:

@@ -128,7 +128,12 @@ class Job:
         narrow = all(info.dtype in ("BF16", "F16") for info in self.source.tensors.values())
         writing = 2 * max(map(prod, shapes)) * (2 if narrow else _FLOAT)
         walking = _walking(self.source.model, self.rows) if self.rows else 0
-        return RESERVE + max(writing, walking + (probe_bytes(self.source.model) if self.measures else 0))
+        if self.mixed:
+            # The head is rounded too, with its scales and the feedback of its columns.
+            walking += 3 * _FLOAT * self.source.model.rows * self.source.model.hidden
+        if self.measures:
+            walking += probe_bytes(self.source.model)
+        return RESERVE + max(writing, walking)
 
 
 def _walking(model: ModelConfig, rows: CalibrationRows) -> int:

@@ -25,6 +25,7 @@ from hermetiq.pipeline import export, prepare
 from hermetiq.plan import Job
 from hermetiq.quantize.ladder import LADDER
 from hermetiq.quantize.spec import parse
+from hermetiq.verify import verify
 from tests.fixtures.forks import content
 from tests.fixtures.models import tiny_checkpoint
 
@@ -191,3 +192,14 @@ def test_formats_that_have_ended_are_said_to_be(model: Path) -> None:
 def test_two_exports_have_the_same_bytes(model: Path, out: Path, tmp_path: Path) -> None:
     export(asked(model, *SPECS), tmp_path / "out")
     assert content(tmp_path / "out") == content(out)
+
+
+def test_a_model_that_talks_still_ends_its_turns(trained_hermes: Path, tmp_path: Path) -> None:
+    """At four bits all is well; at two and a half the report says what is not, to whoever asks for more."""
+    job = prepare(trained_hermes, [parse("exl2:4.0bpw"), parse("exl2:2.5bpw")], rows=32, row_tokens=128)
+    export(job, tmp_path / "out")
+    good, poor = verify(tmp_path / "out", open_checkpoint(trained_hermes), max_kl=0.03)
+    assert good.passed
+    assert (good.stops, poor.stops) == ("8/8", "8/8")
+    assert abs(good.terminator) < 0.05
+    assert [check.name for check in poor.checks if not check.passed] == ["kl"]
