@@ -46,7 +46,8 @@ class SolvedBlock:
 class MeasuredBlock:
     """What each rung of a ladder would cost. Names are those below the block.
 
-    Energies are tr(E H Eᵀ) of a weight's error E, H being the input's Gram matrix over its mean diagonal.
+    Energies are tr(E H Eᵀ) of a weight's error E, H being the input's Gram matrix over its mean diagonal, all as they
+    are before the folds.
     """
 
     errors: Mapping[str, tuple[float, ...]]
@@ -71,7 +72,7 @@ class BlockSolver:
         """Quantize the block.
 
         Raises:
-            HermetiqError: a weight is beyond what a float16 scale can express.
+            HermetiqError: a weight is beyond what float16 scales can express.
         """
         prepared = self._ready(recipe.order if isinstance(recipe, LinearRecipe) else "static")
         linears: dict[str, QuantizedLinear | MixedLinear] = {}
@@ -97,7 +98,12 @@ class BlockSolver:
         for group, factor in prepared.factors.items():
             parts = prepared.parts(group)
             order = exl2.stored_order(torch.cat(parts), factor)
-            errors |= zip(group.linears, measure(parts, factor, order, ladder), strict=True)
+            rows = [
+                prepared.folded.rows.get(name, part.new_ones(len(part)))
+                for name, part in zip(group.linears, parts, strict=True)
+            ]
+            counts = [each.square() for each in rows]
+            errors |= zip(group.linears, measure(parts, factor, order, ladder, counts), strict=True)
         disturbances = {
             name: _energy(disturbed(self._weights[name]) - self._weights[name], given.gram)
             for name, given in self._inputs.items()

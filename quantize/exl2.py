@@ -1,9 +1,9 @@
 """EXL2's rounding: columns in groups of several widths, scales that share one float16 number and differ by four bits.
 
-The format stores a group's scales as squares of small numbers times a sixteenth of a sixteenth of the group's largest:
-near the top the steps lie close together, below they do not. So a row's best scale is seldom to be had, and which ones
-can be had hangs on the number that all rows share. Both are chosen by the error they leave: that of each row is
-computed over a range of scales once, and every candidate for the shared number is judged by it.
+The format stores a group's scales as squares, of 1 to 16, times a 256th of the largest: near the top they lie close
+together, below they do not. So a row's best scale is seldom to be had, and which ones can be had hangs on the number
+that all rows share. Both are chosen by the error they leave: that of each row is computed over a range of scales once,
+and every candidate for the shared number is judged by it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def search(
     costs: Tensor,  # (groups, columns)
     bits: int,
 ) -> tuple[Tensor, Tensor]:  # (out, groups) uint8, (groups,) float32
-    """The index of each row and group, and what their squares count from 1 to 256 are multiplied by in each group.
+    """The index of each row and group, and the unit of each group: the scale of index i is (i + 1)² units.
 
     Args:
         costs: of a squared error in each column.

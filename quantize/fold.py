@@ -54,6 +54,8 @@ class Folded:
     """Every tensor of the block, by its name below the block; the block computes what it computed."""
     factors: Mapping[Group, Tensor]
     """By group, what the columns of its weights were multiplied by and its inputs are divided by (in,)."""
+    rows: Mapping[str, Tensor]
+    """By weight, what its rows were divided by (out,); only where a fold went into them."""
 
 
 def fold(
@@ -73,7 +75,7 @@ def fold(
         factors[group] = balanced(joined, sensitivities[group])
         if group.repeats:
             factors[group] = _repeated(_shared(factors[group], model), model)
-    folded = dict(weights)
+    folded, rows = dict(weights), {}
     for group, factor in factors.items():
         for name in group.linears:
             folded[name] = folded[name] * factor
@@ -81,7 +83,9 @@ def fold(
         for name in group.before:
             if name in folded:
                 folded[name] = folded[name] / into.view(-1, *[1] * (folded[name].dim() - 1))
-    return Folded(folded, factors)
+                if folded[name].dim() > 1:
+                    rows[name] = into
+    return Folded(folded, factors, rows)
 
 
 def balanced(

@@ -29,19 +29,28 @@ def measure(
     factor: Factor,
     order: Tensor,  # (in,)
     ladder: Sequence[Rung],
+    counts: Sequence[Tensor] = (),  # each (out,)
 ) -> list[tuple[float, ...]]:
     """For layers that share an input, the loss on every rung: e H eᵀ summed over the rows, H as in `Factor`.
 
+    The sample stands for all rows by its share of what they would lose if they were rounded to nothing.
+
+    Args:
+        counts: by layer, how often the loss of each row counts; once, where they are left out.
+
     Raises:
-        HermetiqError: a weight is beyond what a float16 scale can express.
+        HermetiqError: a weight is beyond float16, in which the reader computes.
     """
-    samples = [weight[_sampled(len(weight), weight.device)] for weight in weights]
+    samples = [_sampled(len(weight), order.device) for weight in weights]
     groups = [rung.groups(len(order)) for rung in ladder]
-    made = iter(rounded([Part(sample, each) for sample in samples for each in groups], factor, order, None))
-    return [
-        tuple(float(next(made).losses.sum()) * len(weight) / len(sample) for _ in ladder)
-        for weight, sample in zip(weights, samples, strict=True)
-    ]
+    parts = [Part(weight[sample], each) for weight, sample in zip(weights, samples, strict=True) for each in groups]
+    made = iter(rounded(parts, factor, order, None))
+    errors = []
+    for weight, sample, count in zip(weights, samples, counts or [w.new_ones(len(w)) for w in weights], strict=True):
+        sizes = weight.square() @ factor.sensitivity * count
+        whole = float(sizes.sum() / sizes[sample].sum()) if sizes[sample].any() else len(sizes) / len(sample)
+        errors.append(tuple(whole * float(next(made).losses @ count[sample]) for _ in ladder))
+    return errors
 
 
 def disturbed(
@@ -50,7 +59,7 @@ def disturbed(
     """The weight rounded to nearest so coarsely that the model's output shows it.
 
     Raises:
-        HermetiqError: a weight is beyond what a float16 scale can express.
+        HermetiqError: a weight is beyond float16.
     """
     size = _COARSE.group_size
     assert size

@@ -67,7 +67,8 @@ def test_sampled_rows_lose_almost_what_they_lose_among_all(rung: Rung) -> None:
     order = stored_order(weight, factor)
     (made,) = rounded([Part(weight, rung.groups(64))], factor, order, None)
     ((measured,),) = measure([weight], factor, order, [rung])
-    assert 0.8 < measured / (10 * float(made.losses[::10].sum())) < 1.05
+    sizes = weight.square() @ factor.sensitivity
+    assert 0.8 < measured / float(made.losses[::10].sum() * sizes.sum() / sizes[::10].sum()) < 1.05
 
 
 def test_no_rows_beside_it_change_a_measurement() -> None:
@@ -88,6 +89,14 @@ def test_larger_rungs_mostly_lose_less() -> None:
         for smaller, more in zip(sizes, measured, strict=True):
             assert less < 0.5 * more or larger - smaller < 1
     assert measured[-1] < 1e-3 * measured[0]
+
+
+def test_rows_count_as_often_as_they_are_said_to() -> None:
+    weight, factor = weights(40, 96), shared_input(96)
+    order, counts = stored_order(weight, factor), torch.arange(40.0)
+    (made,) = rounded([Part(weight, FEW[0].groups(96))], factor, order, None)
+    (measured,) = measure([weight], factor, order, FEW[:1], [counts])
+    assert measured == (pytest.approx(float(made.losses @ counts)),)
 
 
 def test_nothing_costs_nothing() -> None:
