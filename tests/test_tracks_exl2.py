@@ -28,6 +28,7 @@ from hermetiq.quantize.spec import parse
 from hermetiq.verify import verify
 from tests.fixtures.forks import content
 from tests.fixtures.models import tiny_checkpoint
+from tests.oracles import exl2_bytes
 
 ROWS: Mapping[str, Any] = {"rows": 4, "row_tokens": 48}
 SPECS = ("exl2:4.0bpw", "exl2:3.0bpw-h8", "gptq:4bit-g32", "gguf:Q4_K_M", "gguf:Q8_0")
@@ -131,6 +132,28 @@ def test_the_weights_are_read_back_the_nearer_the_more_bits_they_have(model: Pat
     name = "model.layers.0.self_attn.q_proj.bias"
     assert four.load(name).norm() > 0
     assert four.tensors[name].shape == source.tensors[name].shape
+
+
+def test_every_linear_of_a_folder_is_what_a_decoder_by_hand_reads(tmp_path: Path) -> None:
+    """Ragged: rows of 96 and 160 in groups of 64 and 128, and a head that is padded."""
+    shape: Mapping[str, Any] = {"hidden": 96, "intermediate": 160, "heads": 3, "kv_heads": 1, "rows": 803}
+    source = tiny_checkpoint(tmp_path / "model", family="qwen2", tokenizer="bpe", tied=True, **shape)
+    (artifact,) = export(asked(source, "exl2:4.5bpw"), tmp_path / "out").artifacts
+    tensors, checkpoint = stored(tmp_path / "out", artifact.file), open_checkpoint(tmp_path / "out" / artifact.file)
+    assert len(set(artifact.widths.values())) > 1
+    for module, (height, width) in {**linears(checkpoint.model), "lm_head": (803, 96)}.items():
+        parts = {part: tensors[f"{module}.{part}"] for part in ("q_weight", "q_scale", "q_groups", "q_invperm")}
+        decoded = exl2_bytes.dequantized(
+            parts["q_weight"].tolist(),
+            parts["q_scale"].tolist(),
+            tensors[f"{module}.q_scale_max"].tolist(),
+            parts["q_groups"].tolist(),
+            parts["q_invperm"].tolist(),
+        )
+        assert len(decoded) == height + -height % 32
+        found = checkpoint.load(f"{module}.weight")
+        assert found.shape == (height, width)
+        assert torch.equal(found, torch.tensor(decoded)[:height])
 
 
 def test_a_measurement_makes_the_same_folder_without_measuring(
