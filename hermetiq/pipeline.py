@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hermetiq import tracks
+from hermetiq import harvest, tracks
 from hermetiq.chat.calibration import calibration_rows
 from hermetiq.chat.contract import ChatContract, special_ids
 from hermetiq.chat.inspect import lint
@@ -154,7 +154,7 @@ def export(
         made |= _write_gguf(job, folder, journal, threads, part(tick, walked, 1.0))
         measured = known.measurement.write(folder) if known.measurement else None
     if journal:
-        source = replace(source, findings=(*source.findings, *tracks.findings(journal)))
+        source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
     manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job), measured)
     # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
@@ -206,9 +206,9 @@ def _write_folders(job: Job, folder: Path, journal: Journal | None, known: Track
     artifacts = {}
     for path, track in known.folders.items():
         assert journal
-        load = tracks.stored(job.source, track.plan, journal, path)
+        load = harvest.stored(job.source, track.plan, journal, path)
         digests = write_shards(folder / path, track.plan.tensors, load, stem=track.plan.stem)
-        files = companions(job.source, job.contract, tracks.quantization(job, track.plan))
+        files = companions(job.source, job.contract, harvest.quantization(job, track.plan))
         digests |= write_files({folder / path / name: content for name, content in files.items()})
         artifact = _folder_artifact(path, track.plan, folder, digests, journal)
         if track.rungs and known.measurement:
@@ -227,7 +227,7 @@ def _write_gguf(
     total = sum(file.size for file in job.gguf.values())
     weights: Mapping[str, Tensor] = {}
     if job.importance and journal:
-        weights = tracks.importance(journal, tied=job.source.model.tied)
+        weights = harvest.importance(journal, tied=job.source.model.tied)
     digests = write(
         {folder / path: file for path, file in job.gguf.items()},
         job.source,
@@ -314,7 +314,7 @@ def _folder_artifact(
         bytes=sum(file.stat().st_size for file in digests),
         bpw=planned.bits_per_weight,
         nominal_bpw=planned.nominal_bits_per_weight,
-        solving=tracks.solving(journal, path),
+        solving=harvest.solving(journal, path),
     )
 
 

@@ -233,6 +233,14 @@ _TABLE = (
         "Programs have taken their loaders of it out, and new models, GPUs and versions of torch will not be added.",
         "Make it for those who already run it, and another format beside it: gguf, gptq or awq.",
     ),
+    Rule(
+        "bits-unspent",
+        "warning",
+        ("U26",),
+        "The artifact is smaller than was asked by more than half a percent.",
+        "Few or small layers leave few sizes to choose from, so quality that was paid for is not there.",
+        "Ask for a little more, or take it as it is.",
+    ),
 )
 
 _LONGEST = 600

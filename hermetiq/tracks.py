@@ -10,29 +10,25 @@ blocks of their own behind the pass. With a measurement at hand the widths are k
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from hermetiq import __version__
-from hermetiq.calibration.activations import fp16_findings
 from hermetiq.calibration.observe import Block, observe
 from hermetiq.calibration.sensitivity import choose_probe_rows
 from hermetiq.calibration.statistics import Statistics
 from hermetiq.calibration.sums import arithmetic
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.finite import check_finite
-from hermetiq.errors import Finding, HermetiqError, Refusal
+from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.formats import awq, exl2, gptq
 from hermetiq.formats.exl2_plan import HEAD_MODULE, allocated
 from hermetiq.formats.linear_plan import LinearPlan, linears
 from hermetiq.journal import Journal
-from hermetiq.manifest import Solving
 from hermetiq.measurement import Layer, Measurement
 from hermetiq.model import EMBEDDING, HEAD
 from hermetiq.plan import Job
@@ -143,7 +139,8 @@ def _measurement(job: Job, journal: Journal) -> Measurement:
         measured = journal.notes(index)["measured"]
         for name, errors in measured["errors"].items():
             module, energy = name.removesuffix(".weight"), measured["disturbances"][name]
-            factor = divergences[name] / energy if energy > 0 else 0.0
+            # Estimated on a sample of the vocabulary, so a disturbance of nothing may come out below it.
+            factor = max(divergences[name], 0.0) / energy if energy > 0 else 0.0
             layers[module] = Layer(*shapes[module], tuple(errors), factor)
     return Measurement(job.fingerprint, job.rows.sha256, LADDER, layers)
 
@@ -163,7 +160,7 @@ def _walk(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch
         return
     observe(
         job.source.config,
-        _sound(job.source),
+        sound(job.source),
         job.rows.rows,
         _Visitor(job, journal, tracks),
         device=device,
@@ -179,7 +176,7 @@ def _walk(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch
 
 def _round(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch.device, tick: Ticker) -> None:
     """Round every block from the statistics that the pass kept, in journal blocks behind those of the pass."""
-    depth, load = job.source.model.layers, _sound(job.source)
+    depth, load = job.source.model.layers, sound(job.source)
     names = job.source.model.expected_tensors()
     for index in range(journal.blocks - depth - 1, depth):
         prefix = _prefix(index)
@@ -200,67 +197,6 @@ def _restored(journal: Journal, index: int, device: torch.device) -> dict[str, S
         leader = group.linears[0]
         inputs |= dict.fromkeys(group.linears, Statistics.restored(matrices[leader].to(device), notes[leader]))
     return inputs
-
-
-def findings(journal: Journal) -> tuple[Finding, ...]:
-    """What the activations gave away: `fp16-range`."""
-    peaks: dict[str, float] = {}
-    for index in range(journal.blocks):
-        peaks |= journal.notes(index).get("peaks", {})
-    return fp16_findings(peaks)
-
-
-def solving(journal: Journal, track: str) -> Solving:
-    """Where the solver had to depart from its plain way for one folder."""
-    notes = [journal.notes(index).get("steps", {}).get(track, []) for index in range(journal.blocks)]
-    steps = [step for block in notes for step in block]
-    return Solving(dict(sorted(Counter(step.rpartition(": ")[2] for step in steps).items())), tuple(steps))
-
-
-def importance(journal: Journal, *, tied: bool) -> dict[str, Tensor]:
-    """What each input column counts for, (in,), by the name of the weight; a tied head's is its embedding's."""
-    found = {name: _positive(journal.load(IMPORTANCE, name)) for name in journal.names(IMPORTANCE)}
-    if tied:
-        found[EMBEDDING] = found.pop(HEAD)
-    return found
-
-
-def _positive(importance: Tensor) -> Tensor:  # (in,)
-    """llama.cpp divides by sums of these: a column that was never active still counts a little."""
-    mean = importance.mean()
-    return importance.clamp(min=float(mean) * 1e-6) if mean > 0 else torch.ones_like(importance)
-
-
-def quantization(job: Job, plan: LinearPlan) -> dict[str, Any]:
-    """`quantization_config` of a folder."""
-    return _CONFIG[plan.spec.format](job, plan)
-
-
-def _exl2_config(job: Job, plan: LinearPlan) -> dict[str, Any]:
-    assert job.rows
-    rows = job.rows.rows
-    dataset = Path(job.rows.report.source).name
-    return exl2.config(plan.spec.mixed, rows=len(rows), length=max(map(len, rows)), dataset=dataset)
-
-
-_CONFIG: Final[Mapping[str, Callable[[Job, LinearPlan], dict[str, Any]]]] = {
-    "gptq": lambda _, plan: gptq.config(plan.spec.linear, damp_percent=DAMPING),
-    "awq": lambda _, plan: awq.config(plan.spec.linear),
-    "exl2": _exl2_config,
-}
-
-
-def stored(source: Checkpoint, plan: LinearPlan, journal: Journal, track: str) -> Callable[[str], Tensor]:
-    """The tensors of a folder by name: those of the journal, and the checkpoint's own for what no block holds."""
-    load, made = _sound(source), set(journal.names(track))
-
-    def tensor(name: str) -> Tensor:
-        if name in made:
-            return journal.load(track, name)
-        own = EMBEDDING if name == HEAD and plan.model.tied else name
-        return _narrowed(name, load(own), plan.dtypes[name])
-
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -306,7 +242,7 @@ class _Visitor:
         if not self.job.mixed:
             return {}
         name = EMBEDDING if self.job.source.model.tied else HEAD
-        weight = _sound(self.job.source)(name).to(seen.gram.device, torch.float32)
+        weight = sound(self.job.source)(name).to(seen.gram.device, torch.float32)
         rungs = {path: planned.head for path, planned in self.job.mixed.items()}
         made = {rung: exl2.pack(solve_head(weight, seen, rung).linear) for rung in set(rungs.values())}
         return {
@@ -350,7 +286,7 @@ def _packed(made: SolvedBlock, prefix: str, plan: LinearPlan) -> Iterator[tuple[
         for part_name, tensor in _parts(module, linear, plan).items():
             yield f"{module}.{part_name}", tensor
     for name, tensor in made.others.items():
-        yield prefix + name, _narrowed(prefix + name, tensor, plan.dtypes[prefix + name])
+        yield prefix + name, narrowed(prefix + name, tensor, plan.dtypes[prefix + name])
 
 
 def _parts(module: str, linear: QuantizedLinear | MixedLinear, plan: LinearPlan) -> dict[str, Tensor]:
@@ -362,7 +298,7 @@ def _parts(module: str, linear: QuantizedLinear | MixedLinear, plan: LinearPlan)
     return parts
 
 
-def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in the type it is stored in.
 
     Raises:
@@ -376,7 +312,7 @@ def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return narrowed
 
 
-def _sound(source: Checkpoint) -> Callable[[str], Tensor]:
+def sound(source: Checkpoint) -> Callable[[str], Tensor]:
     """`source.load`, refusing NaN and infinity where they are first read (`weight-nan`)."""
 
     def load(name: str) -> Tensor:

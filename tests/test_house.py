@@ -29,6 +29,7 @@ ORDER = (
     {"hermetiq.measurement"},
     {"hermetiq.plan", "hermetiq.journal"},
     {"hermetiq.place", "hermetiq.tracks"},
+    {"hermetiq.harvest"},
     {"hermetiq.verify"},
     {"hermetiq.pipeline"},
     {"hermetiq.demo", "hermetiq.doctor"},

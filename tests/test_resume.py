@@ -27,7 +27,7 @@ from tests.fixtures.export_worker import ROWS
 from tests.fixtures.forks import Forks, content
 from tests.fixtures.models import copy_of, tiny_checkpoint
 
-SPECS = ("gptq:4bit-g32", "awq:4bit-g32", "gguf:Q4_K_M")
+SPECS = ("gptq:4bit-g32", "awq:4bit-g32", "gguf:Q4_K_M", "exl2:4.5bpw")
 KILLS = 20
 
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exports(model: Path) -> Iterator[Forks]:
-    """All three formats of `model`, in forks."""
+    """All formats of `model`, in forks; EXL2's blocks come behind the pass."""
     with Forks("tests.fixtures.export_worker", model, *SPECS) as forks:
         yield forks
 
@@ -79,7 +79,8 @@ def test_killed_before_any_file_operation(exports: Forks, whole: dict[str, bytes
         step += 5
     # It was killed in the middle of a block and of an artifact.
     assert step > 5 * KILLS
-    assert {f"{JOURNAL}/block-00001.safetensors", "awq-4bit-g32/model.safetensors.partial"} <= left
+    assert f"{JOURNAL}/block-00001.safetensors" in left
+    assert any(name.endswith(".safetensors.partial") and JOURNAL not in name for name in left)
 
 
 def test_sequential_calibration_is_resumed_too(model: Path, tmp_path: Path) -> None:

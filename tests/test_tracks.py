@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hermetiq import tracks
+from hermetiq import harvest, tracks
 from hermetiq.calibration.walk import final_hidden
 from hermetiq.chat.contract import derive
 from hermetiq.checkpoint import open_checkpoint
@@ -167,14 +167,14 @@ def inputs_of(model: Path, rows: list[list[int]]) -> dict[str, Tensor]:
 def importance(monkeypatch: pytest.MonkeyPatch) -> dict[str, NDArray[np.float32]]:
     """What the next export gives to the GGUF writer."""
     kept: dict[str, NDArray[np.float32]] = {}
-    real = tracks.importance
+    real = harvest.importance
 
     def spy(*arguments: Any, **options: Any) -> dict[str, Tensor]:
         made = real(*arguments, **options)
         kept.update({name: tensor.numpy().copy() for name, tensor in made.items()})
         return made
 
-    monkeypatch.setattr(tracks, "importance", spy)
+    monkeypatch.setattr(harvest, "importance", spy)
     return kept
 
 
@@ -232,7 +232,7 @@ def test_types_are_chosen_for_the_matrix_that_there_will_be(
 def test_columns_that_were_never_active_count_a_little(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "work", {}, resume=False)
     journal.write(0, {tracks.IMPORTANCE: {"a": torch.tensor([0.0, 4.0]), "b": torch.zeros(3)}}, {})
-    found = tracks.importance(journal, tied=False)
+    found = harvest.importance(journal, tied=False)
     assert found["a"].tolist() == [pytest.approx(2e-6), 4]
     assert torch.equal(found["b"], torch.ones(3))
 
@@ -242,10 +242,10 @@ def test_steps_of_the_solver_are_counted_and_named(tmp_path: Path) -> None:
     steps = ("model.layers.0.mlp.down_proj: damping 0.1", "model.layers.0.self_attn.o_proj: round to nearest")
     for index, taken in enumerate((steps, ("model.layers.1.mlp.down_proj: damping 0.1",), ())):
         journal.write(index, {}, {"peaks": {}, "steps": {"gptq-4bit-g32": taken, "awq-4bit-g32": []}})
-    found = tracks.solving(journal, "gptq-4bit-g32")
+    found = harvest.solving(journal, "gptq-4bit-g32")
     assert found.counts == {"damping 0.1": 2, "round to nearest": 1}
     assert found.steps == (*steps, "model.layers.1.mlp.down_proj: damping 0.1")
-    assert tracks.solving(journal, "awq-4bit-g32").counts == {}
+    assert harvest.solving(journal, "awq-4bit-g32").counts == {}
 
 
 def test_a_tied_head_is_stored_for_gptq_alone(tmp_path: Path) -> None:

@@ -207,6 +207,18 @@ def test_a_target_that_no_widths_reach_is_refused_with_the_least(tmp_path: Path)
         asked(narrow, "exl2:2.1bpw")
 
 
+def test_bits_that_could_not_be_spent_are_told(tmp_path: Path) -> None:
+    """In a model of a few small layers no choice of widths comes near enough."""
+    small = tiny_checkpoint(tmp_path / "small", family="llama", tokenizer="bpe", hidden=64, kv_heads=2, layers=1)
+    made = export(asked(small, "exl2:7.9bpw"), tmp_path / "out")
+    (artifact,) = made.artifacts
+    told = [found for found in made.source.findings if found.rule == "bits-unspent"]
+    assert [(found.file, found.found) for found in told] == [
+        (artifact.file, f"{artifact.nominal_bpw:.3f} bits per weight")
+    ]
+    assert artifact.nominal_bpw < 0.995 * 7.9
+
+
 def test_formats_that_have_ended_are_said_to_be(model: Path) -> None:
     assert "legacy-format" in {found.rule for found in asked(model, *SPECS).findings}
     assert "legacy-format" not in {found.rule for found in asked(model, "gptq:4bit-g32").findings}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hermetiq.errors import HermetiqError
 from hermetiq.quantize import grid
-from hermetiq.quantize.factor import ROUND_TO_NEAREST, Factor, factorize
+from hermetiq.quantize.factor import DAMPING, ROUND_TO_NEAREST, Factor, factorize
 from hermetiq.quantize.fold import balanced
 from hermetiq.quantize.gptq import rounded, split
 from hermetiq.quantize.result import QuantizedLinear
@@ -163,7 +163,7 @@ def test_the_oracle_left_alone_comes_to_the_same_codes(symmetric: bool, device: 
 
     values = oracle.sweep(
         double(weight),
-        oracle.damped(double(given.gram), 0.01),
+        oracle.damped(double(given.gram), DAMPING),
         oracle.most_active_first(double(given.gram)),
         on_the_grid,
     )
