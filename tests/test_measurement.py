@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,3 +208,9 @@ def test_it_is_of_one_model_only() -> None:
 def test_numbers_that_are_none_are_not_kept(number: float) -> None:
     with pytest.raises(HermetiqError, match="numbers from 0 up"):
         replace(MEASUREMENT.layers[Q], factor=number)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(HermetiqError, match="no regular file"):
+        Measurement.read(tmp_path / "pipe")
