@@ -69,7 +69,7 @@ def companions(
     if name := QUANTIZER_FILES.get(quantization.get("quant_method", "")):
         documents[name] = quantization
     return {
-        **{name: _json(document) for name, document in documents.items()},
+        **{name: json_bytes(document) for name, document in documents.items()},
         "tokenizer.json": _joined_merges(_tokenizer_json(checkpoint, contract)),
         TEMPLATE: contract.template.encode(),
         **dict(_copies(checkpoint)),
@@ -168,7 +168,7 @@ def _joined_merges(data: bytes) -> bytes:
     if all(isinstance(merge, str) for merge in merges) or any(" " in half for merge in merges for half in merge):
         return data
     joined = [" ".join(merge) for merge in merges]
-    return _json({**document, "model": {**document["model"], "merges": joined}})
+    return json_bytes({**document, "model": {**document["model"], "merges": joined}})
 
 
 def _special_texts(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, str | None]:
@@ -244,5 +244,6 @@ def _without(document: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in keys}
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """JSON as every file of an artifact spells it."""
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -53,6 +53,27 @@ def tie_conflict(subject: Subject) -> Iterator[Finding]:
 
 
 def tag_untrained(subject: Subject) -> Iterator[Finding]:
+    """The rows of `untrained_tags`."""
+    for row in untrained_tags(subject):
+        yield finding(
+            "tag-untrained",
+            file=subject.checkpoint.tensors[row.tensor].file,
+            field=row.tensor,
+            found=f"{row.tag.text}: {row.found}",
+            expected="a row of its own",
+        )
+
+
+@dataclass(frozen=True)
+class UntrainedRow:
+    """A row of `tensor` that carries no training, and what it holds in its place."""
+
+    tensor: str
+    tag: Tag
+    found: str
+
+
+def untrained_tags(subject: Subject) -> Iterator[UntrainedRow]:
     """Template tags whose row in the embedding, or for the terminator in the head, carries no training.
 
     Only the terminator is judged in the head: nothing else has to be said by the model, and a loss that leaves
@@ -65,10 +86,11 @@ def tag_untrained(subject: Subject) -> Iterator[Finding]:
     closing = [tag for tag in contract.tags if tag.id == contract.terminator_id]
     for name, tags in ((EMBEDDING, printed), (HEAD, closing)):
         if name in checkpoint.tensors:
-            yield from _untrained(checkpoint, name, [tag for tag in tags if tag.id < checkpoint.tensors[name].shape[0]])
+            yield from untrained(checkpoint, name, [tag for tag in tags if tag.id < checkpoint.tensors[name].shape[0]])
 
 
-def _untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[Finding]:
+def untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[UntrainedRow]:
+    """Those of `tags` whose row in the named tensor carries no training."""
     weight = checkpoint.load(name)
     usual = _usual_row(weight)
     if not math.isfinite(usual.norm):
@@ -76,20 +98,12 @@ def _untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[F
     for tag in tags:
         row = weight[tag.id].float()
         if row.norm() < _ZERO * usual.norm:
-            found = f"row {tag.id} is zero"
+            yield UntrainedRow(name, tag, f"row {tag.id} is zero")
         elif (row - usual.mean).norm() < _MEAN * usual.spread:
-            found = f"row {tag.id} is the mean of all rows"
+            yield UntrainedRow(name, tag, f"row {tag.id} is the mean of all rows")
         elif copies := _copies(weight, tag.id):
-            found = f"row {tag.id} equals row {copies[0]}" + (f" and {len(copies) - 1} more" if copies[1:] else "")
-        else:
-            continue
-        yield finding(
-            "tag-untrained",
-            file=checkpoint.tensors[name].file,
-            field=name,
-            found=f"{tag.text}: {found}",
-            expected="a row of its own",
-        )
+            more = f" and {len(copies) - 1} more" if copies[1:] else ""
+            yield UntrainedRow(name, tag, f"row {tag.id} equals row {copies[0]}{more}")
 
 
 @dataclass(frozen=True)
