@@ -107,7 +107,7 @@ class Job:
     def plan(self) -> Plan:
         planned = {
             **{name: _planned_folder(name, folder) for name, folder in self.linear.items()},
-            **{name: _planned_mix(name, folder) for name, folder in self.mixed.items()},
+            **{name: _planned_folder(name, folder) for name, folder in self.mixed.items()},
             **{name: _planned_file(name, self.specs[name], file) for name, file in self.gguf.items()},
         }
         disk = sum(item.bytes for item in planned.values()) + self._journal
@@ -168,9 +168,7 @@ def _planned_file(name: str, spec: Spec, file: GgufPlan) -> PlannedFile:
     )
 
 
-def _planned_folder(name: str, folder: LinearPlan) -> PlannedFile:
-    quantized = len(linears(folder.model))
-    plain = len(folder.model.expected_tensors()) - quantized
+def _planned_folder(name: str, folder: LinearPlan | MixedPlan) -> PlannedFile:
     return PlannedFile(
         spec=str(folder.spec),
         name=name,
@@ -178,20 +176,19 @@ def _planned_folder(name: str, folder: LinearPlan) -> PlannedFile:
         bpw=folder.bits_per_weight,
         nominal_bpw=folder.nominal_bits_per_weight,
         fallback_share=0.0,
-        types={f"{folder.spec.linear.bits}-bit": quantized, "F16": plain},
+        types=_types(folder),
         unsplit=folder.unsplit,
     )
 
 
-def _planned_mix(name: str, folder: MixedPlan) -> PlannedFile:
-    layers = len(linears(folder.model))
-    plain = len(folder.model.expected_tensors()) - layers - (not folder.model.tied)
-    return PlannedFile(
-        spec=str(folder.spec),
-        name=name,
-        bytes=folder.bytes,
-        bpw=folder.bits_per_weight,
-        nominal_bpw=folder.nominal_bits_per_weight,
-        fallback_share=0.0,
-        types={"2- to 8-bit": layers, f"{folder.spec.mixed.head_bits}-bit": 1, "F16": plain},
-    )
+def _types(folder: LinearPlan | MixedPlan) -> dict[str, int]:
+    """Number of the checkpoint's tensors by how they are stored."""
+    layers, plain = len(linears(folder.model)), len(folder.model.expected_tensors())
+    if isinstance(folder, LinearPlan):
+        return {f"{folder.spec.linear.bits}-bit": layers, "F16": plain - layers}
+    # The head is packed; a tied one is no tensor of the checkpoint.
+    return {
+        "2- to 8-bit": layers,
+        f"{folder.spec.mixed.head_bits}-bit": 1,
+        "F16": plain - layers - (not folder.model.tied),
+    }

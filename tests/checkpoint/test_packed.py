@@ -17,7 +17,6 @@ from hermetiq.calibration import walk
 from hermetiq.chat.inspect import inspect
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.folder import FolderCheckpoint
-from hermetiq.checkpoint.packed import PackedCheckpoint
 from hermetiq.errors import Refusal
 from hermetiq.formats import awq, gptq
 from hermetiq.formats.linear_plan import linears, plan
@@ -26,6 +25,7 @@ from hermetiq.pipeline import prepare
 from hermetiq.quantize.result import QuantizedLinear
 from hermetiq.quantize.spec import Spec, parse
 from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint
+from tests.fixtures.packed import assert_weights, rewrite
 from tests.formats.layers import quantized
 from tests.oracles import awq_bytes, gptq_bytes
 
@@ -105,23 +105,6 @@ def model(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
 def broken(model: Model, tmp_path: Path) -> Path:
     """A folder to break."""
     return copy_of(model.folder, tmp_path / "broken")
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    (folder / WEIGHTS).unlink()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def assert_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    checkpoint = open_checkpoint(folder)
-    assert isinstance(checkpoint, PackedCheckpoint)
-    assert checkpoint.tensors.keys() == weights.keys()
-    for name, weight in weights.items():
-        found = checkpoint.load(name)
-        assert checkpoint.tensors[name].shape == tuple(found.shape)
-        assert torch.equal(found, weight), name
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hermetiq.chat.contract import derive
 from hermetiq.chat.inspect import inspect
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
-from hermetiq.checkpoint.packed import PackedCheckpoint
 from hermetiq.companions import companions
 from hermetiq.errors import Refusal
 from hermetiq.formats import exl2, exl2_plan
@@ -27,6 +26,7 @@ from hermetiq.quantize.ladder import LADDER, head_rung
 from hermetiq.quantize.result import MixedLinear
 from hermetiq.quantize.spec import parse
 from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint, write_json
+from tests.fixtures.packed import assert_weights, rewrite
 from tests.formats.layers import mixed
 from tests.oracles import exl2_bytes
 
@@ -97,23 +97,6 @@ def model(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
 def broken(model: Model, tmp_path: Path) -> Path:
     """A folder to break."""
     return copy_of(model.folder, tmp_path / "broken")
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    (folder / WEIGHTS).unlink()
-    save_file(tensors, folder / WEIGHTS)
-
-
-def assert_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    checkpoint = open_checkpoint(folder)
-    assert isinstance(checkpoint, PackedCheckpoint)
-    assert checkpoint.tensors.keys() == weights.keys() == checkpoint.model.expected_tensors().keys()
-    for name, weight in weights.items():
-        found = checkpoint.load(name)
-        assert checkpoint.tensors[name].shape == tuple(found.shape)
-        assert torch.equal(found, weight), name
 
 
 def test_a_folder_of_the_converter_is_read_as_the_weights_it_stands_for(model: Model) -> None:
