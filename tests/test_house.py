@@ -24,7 +24,7 @@ ORDER = (
     {"hermetiq.checkpoint"},
     {"hermetiq.chat"},
     {"hermetiq.companions"},
-    {"hermetiq.runtimes"},
+    {"hermetiq.repair", "hermetiq.runtimes"},
     {"hermetiq.manifest"},
     {"hermetiq.measurement"},
     {"hermetiq.plan", "hermetiq.journal"},

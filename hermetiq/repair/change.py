@@ -1,0 +1,145 @@
+"""What a repair changed, field by field, with the value before and after.
+
+The account is not kept by the code that repairs. It is made by comparing the files before and after, so nothing can
+be changed and go untold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from hermetiq.checkpoint.documents import TEMPLATE
+from hermetiq.rules import RULES
+
+ABSENT: Final = "nothing"
+"""The value of a field or file that is not there."""
+_LONGEST = 160
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field that was `old` in the source and is `new` in the copy."""
+
+    rule: str
+    """The rule that the source broke here; empty where it broke none and only some readers would have been misled."""
+    file: str
+    field: str
+    """Dotted; empty for a whole file."""
+    old: str
+    new: str
+    why: str
+
+
+_STOPS = ("eos-mismatch", "Each reader takes its stop tokens from another file.")
+_ROPE = ("", "transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.")
+_DTYPE = ("", "transformers 4 reads torch_dtype, transformers 5 dtype.")
+_TEMPLATE = ("template-conflict", f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.")
+_ADDED = ("spm-stale", "Slow tokenizers and converters read the added tokens here.")
+_BOS = ("double-bos", "What encoding adds is said in two places, and readers differ in which they believe.")
+_PERSONAL = ("", "It points to somebody's own folders.")
+_DEFAULT = ("", "Readers have other defaults, or look in another file.")
+
+_REASONS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "eos_token_id": _STOPS,
+        "eos_token": _STOPS,
+        "_from_model_config": ("", "With it transformers takes the ids of config.json in the place of these."),
+        "rope_theta": _ROPE,
+        "rope_scaling": _ROPE,
+        "rope_parameters": _ROPE,
+        "dtype": _DTYPE,
+        "torch_dtype": _DTYPE,
+        "chat_template": _TEMPLATE,
+        TEMPLATE: _TEMPLATE,
+        "tokenizer_class": ("tokenizer-class", "transformers 5 rebuilds other classes from the vocabulary."),
+        "added_tokens": ("token-split", "A tag that is not special is shown to readers as text."),
+        "added_tokens_decoder": _ADDED,
+        "added_tokens.json": _ADDED,
+        "tokenizer.model": ("spm-stale", "It disagrees with tokenizer.json, and some readers prefer it."),
+        "add_bos_token": _BOS,
+        "add_eos_token": _BOS,
+        "post_processor": _BOS,
+        "merges": ("", "Only tokenizers since 0.20 reads merges as pairs."),
+        "vocab_size": ("vocab-overflow", "It is the number of rows of the embedding."),
+        "tie_word_embeddings": ("tie-conflict", "The stored head is not the embedding."),
+        "_name_or_path": _PERSONAL,
+        "_commit_hash": _PERSONAL,
+    }
+)
+"""By field or file: the rule that a change there repairs, and why it is made where the source broke none."""
+
+
+def file_changes(
+    before: Mapping[str, bytes], after: Mapping[str, bytes], broken: Iterable[str]
+) -> tuple[tuple[Change, ...], dict[str, bytes]]:
+    """The changes from one set of small files to another, and the second set without changes of mere spelling.
+
+    A file that says the same before and after keeps its bytes.
+
+    Args:
+        before: contents by file name; JSON files hold an object.
+        broken: rules that the source breaks; a change is put down to one of these only.
+    """
+    rules = frozenset(broken)
+    changes, kept = list[Change](), dict[str, bytes]()
+    for name in (*after, *(name for name in before if name not in after)):
+        found = [_change(name, *each, rules) for each in _differences(name, before.get(name), after.get(name))]
+        changes += found
+        if name in after:
+            kept[name] = after[name] if found or name not in before else before[name]
+    return tuple(changes), kept
+
+
+def _change(file: str, field: str, old: Any, new: Any, broken: frozenset[str]) -> Change:
+    parts = [field.partition(".")[0], field.removeprefix("model."), file]
+    rule, why = next((_REASONS[part] for part in parts if part in _REASONS), _DEFAULT)
+    rule = rule if rule in broken else ""
+    return Change(rule, file, field, _shown(old), _shown(new), RULES[rule].why if rule else why)
+
+
+def _differences(name: str, old: bytes | None, new: bytes | None) -> Iterator[tuple[str, Any, Any]]:
+    """Field, old and new value of everything that differs; None for what is not there."""
+    if old is None or new is None:
+        yield "", old and "a file", new and "a file"
+    elif name.endswith(".json"):
+        yield from _fields(json.loads(old), json.loads(new), "")
+    elif _text(old) != _text(new):
+        yield "", _text(old), _text(new)
+
+
+def _text(data: bytes) -> str:
+    """Contents as transformers reads a template: ends of lines make no difference."""
+    return data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _fields(old: Any, new: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
+    if (entries := _by_text(old)) is not None and (others := _by_text(new)) is not None:
+        old, new = entries, others
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*new, *old)):
+            yield from _fields(old.get(key), new.get(key), f"{field}.{key}" if field else key)
+    elif old != new:
+        yield field, old, new
+
+
+def _by_text(value: Any) -> dict[str, Any] | None:
+    """The list of added tokens by their texts, so that one token is one change."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) and "content" in each for each in value):
+        return {str(each["content"]): each for each in value}
+    return None
+
+
+def _shown(value: Any) -> str:
+    """A value in one line; of a long one the beginning, the length and a digest that tells it from others."""
+    if value is None:
+        return ABSENT
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= _LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: _LONGEST // 2]} … ({len(text)} characters, sha256 {digest})"

@@ -1,0 +1,78 @@
+"""The weights of a repaired folder: each file as it was, byte for byte, unless a row in it was mended."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from hermetiq.checkpoint.shards import INDEX, load_tensor, read_header
+from hermetiq.companions import json_bytes
+from hermetiq.errors import Refusal
+from hermetiq.formats.output import Output, write_files
+from hermetiq.formats.shards import PlannedTensor, write_shards
+from hermetiq.progress import Ticker
+from hermetiq.repair.mended import MendedCheckpoint
+
+_CHUNK: Final = 1 << 24
+
+
+def write_weights(folder: Path, checkpoint: MendedCheckpoint, tick: Ticker) -> None:
+    """Write every file of tensors, and the index where the source has one, under the names that they have.
+
+    Raises:
+        HermetiqError: the disk is full or the folder cannot be written.
+        Refusal: `source-incomplete`, a file has changed since it was opened.
+    """
+    files = sorted({info.file for info in checkpoint.tensors.values()})
+    mended = {checkpoint.tensors[name].file for name in checkpoint.rows}
+    added = 0
+    for done, file in enumerate(files):
+        tick(file, done / len(files))
+        if file in mended:
+            added += _rewrite(folder, checkpoint, file)
+        else:
+            _copy(checkpoint.path / file, folder / file)
+    if (index := checkpoint.path / INDEX).is_file():
+        write_files({folder / INDEX: _index(index.read_bytes(), added)})
+
+
+def _copy(source: Path, target: Path) -> None:
+    with Output(target) as output, source.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            output.append(chunk)
+        output.finish(source.stat().st_size)
+        output.publish()
+
+
+def _rewrite(folder: Path, checkpoint: MendedCheckpoint, file: str) -> int:
+    """One file of the source with its mended tensors; the others, and buffers that no model asks for, as stored.
+
+    Returns by how many bytes its tensors grew.
+    """
+    stored, wrong = read_header(checkpoint.path, file)
+    if wrong:
+        raise Refusal(*wrong)
+
+    def load(name: str) -> Tensor:
+        known = name in checkpoint.tensors
+        return checkpoint.load(name) if known else load_tensor(checkpoint.path, name, stored[name])
+
+    shapes = {name: checkpoint.tensors.get(name, info).shape for name, info in stored.items()}
+    planned = [PlannedTensor(name, shape, load(name).dtype) for name, shape in shapes.items()]
+    write_shards(
+        folder, planned, load, stem=file.removesuffix(".safetensors"), max_bytes=sum(tensor.bytes for tensor in planned)
+    )
+    return sum(tensor.bytes - prod(stored[tensor.name].shape) * tensor.dtype.itemsize for tensor in planned)
+
+
+def _index(data: bytes, added: int) -> bytes:
+    """The source's index, with the bytes that were added counted."""
+    document = json.loads(data)
+    metadata = document.get("metadata")
+    if not added or not isinstance(metadata, dict) or not isinstance(metadata.get("total_size"), int):
+        return data
+    return json_bytes({**document, "metadata": {**metadata, "total_size": metadata["total_size"] + added}})
