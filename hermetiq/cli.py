@@ -177,6 +177,7 @@ def inspect(
     adapter: Adapter = None,
     select: Annotated[list[str] | None, typer.Option(help="Only this rule.", metavar="RULE")] = None,
     ignore: Ignore = None,
+    parent: Annotated[list[str] | None, typer.Option(help="Folder of a model it was merged of.")] = None,
     weights: Annotated[bool, typer.Option(help="Scan the tensors for NaN and untrained rows.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -185,7 +186,10 @@ def inspect(
         from hermetiq.chat.inspect import inspect as run
 
     with progress("reading"):
-        result = run(path, adapter=adapter, weights=weights, select=tuple(select or ()), ignore=tuple(ignore or ()))
+        result = run(
+            path, adapter=adapter, parents=tuple(parent or ()), weights=weights,
+            select=tuple(select or ()), ignore=tuple(ignore or ()),
+        )  # fmt: skip
     if as_json:
         print_json(result.to_json())
     else:

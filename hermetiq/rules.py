@@ -241,6 +241,24 @@ _TABLE = (
         "Few or small layers leave few sizes to choose from, so quality that was paid for is not there.",
         "Ask for a little more, or take it as it is.",
     ),
+    Rule(
+        "merge-vocab",
+        "error",
+        ("U21", "U39"),
+        "A merge lost a tag of its template or its EOS, or has it under another id than the parent that it came from.",
+        "Where the ids of the parents differ, a row-by-row merge mixes the rows of different tokens.",
+        "Merge again with the tokenizers joined (mergekit: `tokenizer: {source: union}`), "
+        "or take the tokenizer of the parent that the finding names.",
+    ),
+    Rule(
+        "merge-rows",
+        "error",
+        ("U21",),
+        "A merge has a row of NaN or zeros for a token that a parent knows, or another token's row for a tag.",
+        "The tag is in the vocabulary and means nothing, or something else: turns open or close wrongly.",
+        "Merge again with the tokenizers joined (mergekit: `tokenizer: {source: union}`), "
+        "or copy the rows from the parent that the finding names.",
+    ),
 )
 
 _LONGEST = 600

@@ -13,6 +13,7 @@ from typing import Final
 
 from hermetiq.chat.contract import used_tokens
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
+from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
@@ -229,11 +230,13 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "tie-conflict": tie_conflict,
         "tag-untrained": tag_untrained,
         "weight-nan": weight_nan,
+        "merge-vocab": merge_vocab,
+        "merge-rows": merge_rows,
     }
 )
 """Every rule's check, in the order of the findings."""
 
-READS_WEIGHTS: Final = frozenset({"tie-conflict", "tag-untrained", "weight-nan"})
+READS_WEIGHTS: Final = frozenset({"tie-conflict", "tag-untrained", "weight-nan", "merge-rows"})
 """Rules that read tensors, and so take as long as the disk does."""
 
 

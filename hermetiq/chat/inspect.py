@@ -36,6 +36,7 @@ def inspect(
     path: str,
     *,
     adapter: str | None = None,
+    parents: Sequence[str] = (),
     weights: bool = True,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
@@ -45,31 +46,33 @@ def inspect(
     Args:
         path: folder, .gguf file or Hub id.
         adapter: LoRA folder, merged at load.
+        parents: folders of the models that it was merged of; those that its recipe names where empty.
         weights: also run the rules that read tensors.
         select: only these rules; all where empty.
         ignore: not these rules.
 
     Raises:
-        HermetiqError: no such path, an unsupported family, or an unknown rule in `select` or `ignore`.
+        HermetiqError: no such path or parent, an unsupported family, or an unknown rule in `select` or `ignore`.
     """
     rules = chosen_rules(weights=weights, select=select, ignore=ignore)
     try:
         checkpoint = open_checkpoint(path, adapter=adapter)
     except Refusal as refusal:
         return Inspection(str(path), None, tuple(item for item in refusal.findings if item.rule in rules))
-    return lint(checkpoint, path=str(path), weights=weights, select=select, ignore=ignore)
+    return lint(checkpoint, path=str(path), parents=parents, weights=weights, select=select, ignore=ignore)
 
 
 def lint(
     checkpoint: Checkpoint,
     *,
     path: str | None = None,
+    parents: Sequence[str] = (),
     weights: bool = True,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> Inspection:
     """`inspect` for a checkpoint that is open already."""
-    subject = examine(checkpoint)
+    subject = examine(checkpoint, parents)
     rules = chosen_rules(weights=weights, select=select, ignore=ignore)
     return Inspection(path or str(checkpoint.path), subject.contract, tuple(_findings(subject, rules)))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hermetiq.chat.contract import ChatContract, contract_of
+from hermetiq.chat.parents import Parents, read_parents
 from hermetiq.chat.probe import Probe, probe
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, Refusal
@@ -19,18 +20,28 @@ class Subject:
     probe: Probe | None
     contract: ChatContract | None
     noticed: tuple[Finding, ...]
-    """Findings of opening the checkpoint and of deriving its contract."""
+    """Findings of opening the checkpoint, of reading its parents and of deriving its contract."""
+    parents: Parents
+    """What the checkpoint was merged of; nothing where neither the user nor a recipe says."""
 
 
 Check = Callable[[Subject], Iterator[Finding]]
 
 
-def examine(checkpoint: Checkpoint) -> Subject:
-    """Derive the contract as far as possible; what stops that becomes findings."""
-    noticed, seen, contract = checkpoint.findings, None, None
+def examine(checkpoint: Checkpoint, parents: Sequence[str] = ()) -> Subject:
+    """Derive the contract as far as possible; what stops that becomes findings.
+
+    Args:
+        parents: folders of a merge's parents; those of its recipe where empty.
+
+    Raises:
+        HermetiqError: no such parent.
+    """
+    merged = read_parents(checkpoint, parents)
+    noticed, seen, contract = (*checkpoint.findings, *merged.findings), None, None
     try:
         seen = probe(checkpoint)
         contract = contract_of(checkpoint, seen)
     except Refusal as refusal:
         noticed += refusal.findings
-    return Subject(checkpoint, seen, contract, noticed)
+    return Subject(checkpoint, seen, contract, noticed, merged)

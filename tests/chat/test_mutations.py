@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hermetiq.chat.checks import CHECKS
 from hermetiq.chat.inspect import Inspection, inspect
+from hermetiq.checkpoint.documents import RECIPE
 from hermetiq.rules import RULES
 from tests.chat.templates import CHATML
 from tests.chat.test_template import HOSTILE
@@ -119,6 +120,22 @@ def truncate(folder: Path) -> None:
     file.write_bytes(content[:-100])
 
 
+def swapped_parent(folder: Path) -> None:
+    """A parent with the two tags the other way round, and a recipe that says that the tokenizers were joined."""
+    parent = copy_of(folder, folder.with_name("parent"))
+    text = (parent / TOKENIZER).read_text(encoding="utf-8")
+    swapped = text.replace("<|im_end", "<|?").replace("<|im_start", "<|im_end").replace("<|?", "<|im_start")
+    (parent / TOKENIZER).write_text(swapped, encoding="utf-8")
+    write_recipe(f"tokenizer_source: union\nmodels:\n  - model: {parent}\n")(folder)
+
+
+def write_recipe(text: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / RECIPE).write_text(text, encoding="utf-8")
+
+    return apply
+
+
 def write_jinja(text: str) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
@@ -219,6 +236,8 @@ MUTATIONS = (
     ),
     Mutation("remote-code", set_json(CONFIG, auto_map={"AutoModel": "model.Model"}), CONFIG, "auto_map", "model.Model"),
     Mutation("source-incomplete", truncate, WEIGHTS),
+    Mutation("merge-vocab", write_recipe("base_model: org/parent"), RECIPE, found="org/parent, not", severity="info"),
+    Mutation("merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000"),
     Mutation("source-incomplete", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
 )
 
