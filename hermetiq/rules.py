@@ -259,6 +259,16 @@ _TABLE = (
         "Merge again with the tokenizers joined (mergekit: `tokenizer: {source: union}`), "
         "or copy the rows from the parent that the finding names.",
     ),
+    Rule(
+        "head-tie",
+        "error",
+        ("U42", "U44"),
+        "config.json says that the head is a tensor of its own, and none is stored; "
+        "or a head is stored that is the embedding once more.",
+        "Loaders fail on the missing head, or fill it with random numbers; some fail on one that they do not expect.",
+        "If the model it was made from is tied, set tie_word_embeddings to true in config.json; "
+        "if not, the head was lost: download or merge again.",
+    ),
 )
 
 _LONGEST = 600

@@ -17,7 +17,7 @@ from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
-from hermetiq.chat.weight_checks import tag_untrained, tie_conflict, weight_nan
+from hermetiq.chat.weight_checks import head_tie, tag_untrained, tie_conflict, weight_nan
 from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.checkpoint.pretokenizer import pretokenizer_finding
 from hermetiq.checkpoint.shards import listed
@@ -230,13 +230,14 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "tie-conflict": tie_conflict,
         "tag-untrained": tag_untrained,
         "weight-nan": weight_nan,
+        "head-tie": head_tie,
         "merge-vocab": merge_vocab,
         "merge-rows": merge_rows,
     }
 )
 """Every rule's check, in the order of the findings."""
 
-READS_WEIGHTS: Final = frozenset({"tie-conflict", "tag-untrained", "weight-nan", "merge-rows"})
+READS_WEIGHTS: Final = frozenset({"tie-conflict", "head-tie", "tag-untrained", "weight-nan", "merge-rows"})
 """Rules that read tensors, and so take as long as the disk does."""
 
 

@@ -76,9 +76,9 @@ def read_parents(checkpoint: Checkpoint, given: Sequence[str] = ()) -> Parents:
         try:
             parents.append(_read(name))
         except HermetiqError as error:
-            findings.append(_not_compared(name, error.what))
+            findings.append(_not_compared(name, error.what, given))
     if beyond := list(names)[_MOST_PARENTS:]:
-        findings.append(_not_compared(f"{beyond[0]} and those after it", f"more than {_MOST_PARENTS} parents"))
+        findings.append(_not_compared(f"{beyond[0]} and those after it", f"more than {_MOST_PARENTS} parents", given))
     remapped = any(recipe.get(key) for key in ("tokenizer_source", "tokenizer"))
     return Parents(tuple(parents), tuple(findings), remapped)
 
@@ -132,10 +132,10 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def _not_compared(name: str, reason: str) -> Finding:
+def _not_compared(name: str, reason: str, given: Sequence[str]) -> Finding:
     return finding(
         "merge-vocab",
-        file=RECIPE,
+        file="--parent" if given else RECIPE,
         found=f"{name}, not compared: {reason}",
         expected="a local folder",
         severity="info",

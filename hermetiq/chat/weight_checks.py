@@ -52,6 +52,24 @@ def tie_conflict(subject: Subject) -> Iterator[Finding]:
     yield finding("tie-conflict", file="config.json", field="tie_word_embeddings", found=found, expected="false")
 
 
+def head_tie(subject: Subject) -> Iterator[Finding]:
+    """A head that is the embedding once more; a head that is missing was found on opening."""
+    checkpoint = subject.checkpoint
+    if HEAD not in checkpoint.tensors:
+        return
+    head, embedding = checkpoint.load(HEAD), checkpoint.load(EMBEDDING)
+    if head.shape == embedding.shape and not _differing_rows(head, embedding):
+        yield finding(
+            "head-tie",
+            file=checkpoint.tensors[HEAD].file,
+            field=HEAD,
+            found=f"a head equal to the embedding, and tie_word_embeddings {str(checkpoint.model.tied).lower()}",
+            expected="tie_word_embeddings true and no head",
+            severity="info",
+            repair="Nothing to repair, unless a runtime stumbles: then remove the head and leave the flag true.",
+        )
+
+
 def tag_untrained(subject: Subject) -> Iterator[Finding]:
     """The rows of `untrained_tags`."""
     for row in untrained_tags(subject):

@@ -114,13 +114,15 @@ def quantized(
 def mismatches(model: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[Finding, ...]:
     """`source-incomplete` for names that are missing or left over and for shapes that the configuration denies.
 
-    A head stored beside a tied embedding is allowed; the rule `tie-conflict` compares the two.
+    Where nothing but the head is missing, the flag may as well be wrong: that is `head-tie`. A head stored beside a
+    tied embedding is allowed; the rules `tie-conflict` and `head-tie` compare the two.
     """
     expected = model.expected_tensors()
     allowed = expected | {HEAD: (model.rows, model.hidden)}
     files = {info.file for info in tensors.values()}
     file = INDEX if len(files) > 1 else next(iter(files), SINGLE)
     missing = [name for name in expected if name not in tensors]
+    headless = missing == [HEAD]
     surplus = [name for name in tensors if name not in allowed]
     shapes = [
         f"{name} {info.shape} for {allowed[name]}"
@@ -128,15 +130,16 @@ def mismatches(model: ModelConfig, tensors: Mapping[str, TensorInfo]) -> tuple[F
         if name in allowed and info.shape != allowed[name]
     ]
     table = (
-        (missing, "missing", "every tensor that config.json asks for"),
+        ([] if headless else missing, "missing", "every tensor that config.json asks for"),
         (surplus, "left over", f"only tensors of a {model.family} model"),
         (shapes, "other shapes", "the shapes of config.json"),
     )
-    return tuple(
+    wrong = [
         incomplete(file, found=f"{len(names)} {what}: {listed(names)}", expected=expected_there)
         for names, what, expected_there in table
         if names
-    )
+    ]
+    return (*wrong, *([_headless()] if headless else []))
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,16 @@ def _read_stored(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Re
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
+def _headless() -> Finding:
+    return finding(
+        "head-tie",
+        file="config.json",
+        field="tie_word_embeddings",
+        found=f"false, and no {HEAD} is stored",
+        expected="true, or a head",
+    )
 
 
 def _quantized(file: str, field: str, found: str) -> Finding:

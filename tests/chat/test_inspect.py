@@ -96,6 +96,12 @@ def test_without_weights_no_tensor_is_read(hermes: Path, monkeypatch: pytest.Mon
     assert not chosen_rules(weights=False) & READS_WEIGHTS
 
 
+def test_a_missing_head_is_found_without_weights(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "headless", family="qwen2", tokenizer="bpe", tied=True)
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    assert [item.rule for item in inspect(str(folder), weights=False).findings] == ["head-tie"]
+
+
 def test_a_missing_path_is_no_finding() -> None:
     with pytest.raises(HermetiqError, match="no such file or folder"):
         inspect("./does/not/exist")

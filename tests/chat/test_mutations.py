@@ -41,7 +41,7 @@ class Mutation:
     """Where it is not the rule's own."""
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     file = folder / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
@@ -69,6 +69,10 @@ def set_row(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[Path], No
     def change(tensors: dict[str, Tensor]) -> None:
         tensors[name][IM_END] = value(tensors[name].float()).to(tensors[name].dtype)
 
+    return lambda folder: edit_weights(folder, change)
+
+
+def edit(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     return lambda folder: edit_weights(folder, change)
 
 
@@ -236,6 +240,15 @@ MUTATIONS = (
     ),
     Mutation("remote-code", set_json(CONFIG, auto_map={"AutoModel": "model.Model"}), CONFIG, "auto_map", "model.Model"),
     Mutation("source-incomplete", truncate, WEIGHTS),
+    Mutation("head-tie", edit(lambda tensors: tensors.pop(HEAD)), CONFIG, "tie_word_embeddings", "no lm_head.weight"),
+    Mutation(
+        "head-tie",
+        edit(lambda tensors: tensors[HEAD].copy_(tensors[EMBEDDING])),
+        WEIGHTS,
+        HEAD,
+        "a head equal to the embedding, and tie_word_embeddings false",
+        severity="info",
+    ),
     Mutation("merge-vocab", write_recipe("base_model: org/parent"), RECIPE, found="org/parent, not", severity="info"),
     Mutation("merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000"),
     Mutation("source-incomplete", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
