@@ -269,6 +269,15 @@ _TABLE = (
         "If the model it was made from is tied, set tie_word_embeddings to true in config.json; "
         "if not, the head was lost: download or merge again.",
     ),
+    Rule(
+        "rope-form",
+        "warning",
+        ("U29",),
+        "rope_parameters, the new spelling of the rotary embedding, states what the old one does not, or contradicts.",
+        "Programs that know the old spelling alone take another base or no scaling: good on short prompts only.",
+        "Write rope_theta and rope_scaling beside rope_parameters in config.json, with the values of the training. "
+        "Every export writes both.",
+    ),
 )
 
 _LONGEST = 600

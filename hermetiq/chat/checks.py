@@ -15,6 +15,7 @@ from hermetiq.chat.contract import used_tokens
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
 from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
+from hermetiq.chat.rope_checks import rope_form
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
 from hermetiq.chat.weight_checks import head_tie, tag_untrained, tie_conflict, weight_nan
@@ -227,6 +228,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "pretokenizer-unknown": pretokenizer_unknown,
         "vocab-overflow": vocab_overflow,
         "vocab-padding": vocab_padding,
+        "rope-form": rope_form,
         "tie-conflict": tie_conflict,
         "tag-untrained": tag_untrained,
         "weight-nan": weight_nan,

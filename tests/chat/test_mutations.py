@@ -240,6 +240,21 @@ MUTATIONS = (
     ),
     Mutation("remote-code", set_json(CONFIG, auto_map={"AutoModel": "model.Model"}), CONFIG, "auto_map", "model.Model"),
     Mutation("source-incomplete", truncate, WEIGHTS),
+    Mutation(
+        "rope-form",
+        set_json(CONFIG, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        CONFIG,
+        "rope_theta",
+        "1000000.0 in rope_parameters alone",
+    ),
+    Mutation(
+        "rope-form",
+        set_json(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        CONFIG,
+        "rope_theta",
+        "10000.0, and 1000000.0 in rope_parameters",
+        severity="error",
+    ),
     Mutation("head-tie", edit(lambda tensors: tensors.pop(HEAD)), CONFIG, "tie_word_embeddings", "no lm_head.weight"),
     Mutation(
         "head-tie",
