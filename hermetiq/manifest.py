@@ -56,6 +56,8 @@ class Calibration:
     """Share of the tokens, 0 to 1, that the chat template put there."""
     sequential: bool = False
     """Each block saw what the quantized blocks before it put out."""
+    serves: tuple[str, ...] = ()
+    """The artifacts that were made from this one pass, by `Artifact.file`."""
 
 
 @dataclass(frozen=True)

@@ -299,6 +299,7 @@ def _calibration(job: Job) -> Calibration | None:
         tokens=report.tokens,
         template_share=report.tag_share,
         sequential=job.sequential,
+        serves=tuple(path for path in job.specs if path in job.folders or job.importance),
     )
 
 

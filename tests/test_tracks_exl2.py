@@ -77,8 +77,9 @@ def test_all_formats_are_made_from_one_walk(model: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(type(asked(model, *SPECS).source), "load", loaded)
     made = export(asked(model, *SPECS), tmp_path / "out")
     assert walks == [1]
-    assert made.calibration
     assert made.measurement
+    assert made.calibration
+    assert made.calibration.serves == tuple(item.file for item in made.artifacts)
     assert [item.spec for item in made.artifacts] == list(SPECS)
 
 
