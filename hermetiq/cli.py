@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hermetiq.doctor import Line
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Plan
+    from hermetiq.repair import Repair
     from hermetiq.verify import ArtifactReport
 
 app = typer.Typer(
@@ -218,6 +219,45 @@ def rule(
         out.print(table)
     else:
         out.print(escape(explain(name)))
+
+
+@app.command()
+def repair(
+    path: Annotated[str, typer.Argument(help="Folder or Hub id.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; the source is only read.")],
+    init_tags: Annotated[
+        str | None,
+        typer.Option(help="Rows for untrained tags: copy:TOKEN, mean or parent:PATH.", metavar="FROM"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy whose files agree with the chat contract, and tell every change."""
+    with loading():
+        from hermetiq.repair import InitTags
+        from hermetiq.repair import repair as run
+
+    with progress("repairing") as tick:
+        result = run(path, folder, init_tags=InitTags.parse(init_tags) if init_tags is not None else None, tick=tick)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_repair(result)
+    if not result.whole:
+        raise typer.Exit(1)
+
+
+def show_repair(result: Repair) -> None:
+    for change in result.changes:
+        place = f"{change.file}: {change.field}" if change.field else change.file
+        out.print(f"[green]changed[/] [bold]{change.rule or 'restated'}[/] {one_line(place)}")
+        out.print(f"    from {one_line(change.old)} to {one_line(change.new)}")
+        out.print(f"    why: {one_line(change.why)}")
+    for item in result.unrepaired:
+        show_findings(out, [item.finding])
+        out.print(f"    not repaired: {one_line(item.reason)}")
+    if result.left_out:
+        out.print(f"not copied: {one_line(', '.join(result.left_out))}")
+    out.print(f"{len(result.changes)} changes, {len(result.unrepaired)} findings not repaired")
 
 
 @app.command()

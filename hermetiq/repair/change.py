@@ -35,20 +35,31 @@ class Change:
     why: str
 
 
-_STOPS = ("eos-mismatch", "Each reader takes its stop tokens from another file.")
-_ROPE = ("", "transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.")
-_DTYPE = ("", "transformers 4 reads torch_dtype, transformers 5 dtype.")
-_TEMPLATE = ("template-conflict", f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.")
-_ADDED = ("spm-stale", "Slow tokenizers and converters read the added tokens here.")
-_BOS = ("double-bos", "What encoding adds is said in two places, and readers differ in which they believe.")
-_PERSONAL = ("", "It points to somebody's own folders.")
-_DEFAULT = ("", "Readers have other defaults, or look in another file.")
+@dataclass(frozen=True)
+class _Reason:
+    why: str
+    """Why the change is made where the source broke no rule."""
+    rules: tuple[str, ...] = ()
+    """Rules that such a change can repair, the likeliest first."""
 
-_REASONS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+
+_STOPS = _Reason("Each reader takes its stop tokens from another file.", ("eos-mismatch",))
+_ROPE = _Reason("transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.")
+_DTYPE = _Reason("transformers 4 reads torch_dtype, transformers 5 dtype.")
+_TEMPLATE = _Reason(f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.", ("template-conflict",))
+_AROUND = _Reason(
+    "What encoding adds is said in two places, and readers differ in which they believe.",
+    ("double-bos", "eos-mismatch"),
+)
+_ADDED = "Slow tokenizers and converters read the added tokens here."
+_PERSONAL = _Reason("It points to somebody's own folders.")
+_DEFAULT = _Reason("Readers have other defaults, or look in another file.")
+
+_REASONS: Final[Mapping[str, _Reason]] = MappingProxyType(
     {
         "eos_token_id": _STOPS,
         "eos_token": _STOPS,
-        "_from_model_config": ("", "With it transformers takes the ids of config.json in the place of these."),
+        "_from_model_config": _Reason("With it transformers takes the ids of config.json in the place of these."),
         "rope_theta": _ROPE,
         "rope_scaling": _ROPE,
         "rope_parameters": _ROPE,
@@ -56,22 +67,22 @@ _REASONS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "torch_dtype": _DTYPE,
         "chat_template": _TEMPLATE,
         TEMPLATE: _TEMPLATE,
-        "tokenizer_class": ("tokenizer-class", "transformers 5 rebuilds other classes from the vocabulary."),
-        "added_tokens": ("token-split", "A tag that is not special is shown to readers as text."),
-        "added_tokens_decoder": _ADDED,
-        "added_tokens.json": _ADDED,
-        "tokenizer.model": ("spm-stale", "It disagrees with tokenizer.json, and some readers prefer it."),
-        "add_bos_token": _BOS,
-        "add_eos_token": _BOS,
-        "post_processor": _BOS,
-        "merges": ("", "Only tokenizers since 0.20 reads merges as pairs."),
-        "vocab_size": ("vocab-overflow", "It is the number of rows of the embedding."),
-        "tie_word_embeddings": ("tie-conflict", "The stored head is not the embedding."),
+        "tokenizer_class": _Reason("transformers 5 rebuilds other classes from the vocabulary.", ("tokenizer-class",)),
+        "added_tokens": _Reason("A tag that is not special is shown to readers as text.", ("token-split",)),
+        "added_tokens_decoder": _Reason(_ADDED, ("spm-stale",)),
+        "added_tokens.json": _Reason(_ADDED, ("eos-mismatch", "vocab-overflow")),
+        "tokenizer.model": _Reason("It disagrees with tokenizer.json, and some readers prefer it.", ("spm-stale",)),
+        "add_bos_token": _AROUND,
+        "add_eos_token": _AROUND,
+        "post_processor": _AROUND,
+        "merges": _Reason("Only tokenizers since 0.20 reads merges as pairs."),
+        "vocab_size": _Reason("It is the number of rows of the embedding.", ("vocab-overflow",)),
+        "tie_word_embeddings": _Reason("The stored head is not the embedding.", ("tie-conflict",)),
         "_name_or_path": _PERSONAL,
         "_commit_hash": _PERSONAL,
     }
 )
-"""By field or file: the rule that a change there repairs, and why it is made where the source broke none."""
+"""By field or file."""
 
 
 def file_changes(
@@ -97,9 +108,9 @@ def file_changes(
 
 def _change(file: str, field: str, old: Any, new: Any, broken: frozenset[str]) -> Change:
     parts = [field.partition(".")[0], field.removeprefix("model."), file]
-    rule, why = next((_REASONS[part] for part in parts if part in _REASONS), _DEFAULT)
-    rule = rule if rule in broken else ""
-    return Change(rule, file, field, _shown(old), _shown(new), RULES[rule].why if rule else why)
+    reason = next((_REASONS[part] for part in parts if part in _REASONS), _DEFAULT)
+    rule = next((rule for rule in reason.rules if rule in broken), "")
+    return Change(rule, file, field, _shown(old), _shown(new), RULES[rule].why if rule else reason.why)
 
 
 def _differences(name: str, old: bytes | None, new: bytes | None) -> Iterator[tuple[str, Any, Any]]:

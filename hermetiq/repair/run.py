@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from hermetiq.chat.inspect import inspect, lint
+from hermetiq.chat.checks import CHECKS, READS_WEIGHTS
+from hermetiq.chat.inspect import inspect
 from hermetiq.chat.subject import Subject, examine
 from hermetiq.chat.weight_checks import tie_conflict
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
@@ -102,7 +103,7 @@ def repair(path: str, folder: Path, *, init_tags: InitTags | None = None, tick: 
     mended, changes = _mended(source, subject, init_tags)
     restated = repaired_files(mended, replace(subject.contract, rows=mended.model.rows))
     stored = stored_files(source.path, dict.fromkeys((*DOCUMENTS, TEMPLATE, *VOCABULARIES, *restated)))
-    more, files = file_changes(stored, restated, _broken(source, mended))
+    more, files = file_changes(stored, restated, _broken(subject, mended))
     staged = folder.with_name(f"{folder.name}.partial")
     _make(staged)
     try:
@@ -180,10 +181,10 @@ def _starts(source: Checkpoint, started: NewRows) -> Iterator[Change]:
             yield Change(rule, source.tensors[name].file, f"{name}[{index}]", each.old, each.new, RULES[rule].why)
 
 
-def _broken(source: Checkpoint, mended: MendedCheckpoint) -> set[str]:
-    """Rules that the files of the source break."""
-    tie = {"tie-conflict"} if source.model.tied and not mended.model.tied else set[str]()
-    return {item.rule for item in lint(source, weights=False).findings} | tie
+def _broken(subject: Subject, mended: MendedCheckpoint) -> set[str]:
+    """Rules that the files of the source break, and `tie-conflict`; other rules of weights have no say in files."""
+    tie = {"tie-conflict"} if subject.checkpoint.model.tied and not mended.model.tied else set[str]()
+    return tie | {rule for rule, check in CHECKS.items() if rule not in READS_WEIGHTS and any(check(subject))}
 
 
 def _unrepaired(findings: tuple[Finding, ...]) -> Iterator[Unrepaired]:
