@@ -47,16 +47,17 @@ def repaired_files(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, 
     """
     files = companions(checkpoint, contract, {}, dtype=_dtype(checkpoint))
     tokenizer = json.loads(files[_TOKENIZER])
+    added = tokenizer.get("added_tokens") or []
     if tags := wrongly_plain(checkpoint.tokenizer, contract.tags):
-        tokenizer["added_tokens"] = _with_special(tokenizer.get("added_tokens") or [], tags)
-        files[_TOKENIZER] = json_bytes(tokenizer)
+        added = _with_special(added, tags)
+        files[_TOKENIZER] = json_bytes({**tokenizer, "added_tokens": added})
     if SENTENCEPIECE in files and _disagrees(checkpoint):
         del files[SENTENCEPIECE]
     if _ADDED in files:
         files[_ADDED] = json_bytes(_same_ids(checkpoint.documents[_ADDED], checkpoint.tokenizer))
     config = json.loads(files[_CONFIG])
     if "added_tokens_decoder" in config or _ADDED not in files:
-        files[_CONFIG] = json_bytes({**config, "added_tokens_decoder": _decoder(tokenizer["added_tokens"])})
+        files[_CONFIG] = json_bytes({**config, "added_tokens_decoder": _decoder(added)})
     return {**files, **stored_files(checkpoint.path, (CARD, RECIPE))}
 
 
@@ -80,7 +81,7 @@ def _with_special(added: list[dict[str, Any]], tags: Collection[Tag]) -> list[di
 
 def _decoder(added: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same tokens as `tokenizer_config.json` has them."""
-    return {str(entry["id"]): {flag: entry[flag] for flag in _FLAGS} for entry in added}
+    return {str(entry["id"]): {flag: entry.get(flag, False) for flag in _FLAGS} for entry in added}
 
 
 def _same_ids(stated: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int]:

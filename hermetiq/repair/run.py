@@ -104,6 +104,7 @@ def repair(path: str, folder: Path, *, init_tags: InitTags | None = None, tick: 
     restated = repaired_files(mended, replace(subject.contract, rows=mended.model.rows))
     stored = stored_files(source.path, dict.fromkeys((*DOCUMENTS, TEMPLATE, *VOCABULARIES, *restated)))
     more, files = file_changes(stored, restated, _broken(subject, mended))
+    folder = folder.resolve()
     staged = folder.with_name(f"{folder.name}.partial")
     _make(staged)
     try:

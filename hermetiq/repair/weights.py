@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hermetiq.checkpoint.shards import INDEX, load_tensor, read_header
 from hermetiq.companions import json_bytes
-from hermetiq.errors import Refusal
+from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.formats.output import Output, write_files
-from hermetiq.formats.shards import PlannedTensor, write_shards
+from hermetiq.formats.shards import DTYPES, PlannedTensor, write_shards
 from hermetiq.progress import Ticker
 from hermetiq.repair.mended import MendedCheckpoint
 
@@ -24,7 +24,7 @@ def write_weights(folder: Path, checkpoint: MendedCheckpoint, tick: Ticker) -> N
     """Write every file of tensors, and the index where the source has one, under the names that they have.
 
     Raises:
-        HermetiqError: the disk is full or the folder cannot be written.
+        HermetiqError: the disk is full or the folder cannot be written; a file to mend has tensors of float64.
         Refusal: `source-incomplete`, a file has changed since it was opened.
     """
     files = sorted({info.file for info in checkpoint.tensors.values()})
@@ -62,6 +62,9 @@ def _rewrite(folder: Path, checkpoint: MendedCheckpoint, file: str) -> int:
         return checkpoint.load(name) if known else load_tensor(checkpoint.path, name, stored[name])
 
     shapes = {name: checkpoint.tensors.get(name, info).shape for name, info in stored.items()}
+    if strange := [name for name, info in stored.items() if info.dtype not in DTYPES.values()]:
+        remedy = "save the checkpoint in float32 or bfloat16 first"
+        raise HermetiqError(f"rows cannot be mended beside {stored[strange[0]].dtype}", where=file, remedy=remedy)
     planned = [PlannedTensor(name, shape, load(name).dtype) for name, shape in shapes.items()]
     write_shards(
         folder, planned, load, stem=file.removesuffix(".safetensors"), max_bytes=sum(tensor.bytes for tensor in planned)

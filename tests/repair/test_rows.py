@@ -136,3 +136,10 @@ def test_a_parent_without_trained_rows_is_refused(untrained: Path, tmp_path: Pat
     for folder, what in ((other, "32 numbers"), (same, "untrained there too")):
         with pytest.raises(HermetiqError, match=what):
             repair(str(untrained), tmp_path / "out", init_tags=InitTags("parent", str(folder)))
+
+
+def test_a_file_of_float64_is_refused_before_anything_is_lost(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "source", family="qwen2", tokenizer="bpe", rows=801, dtype=torch.float64)
+    with pytest.raises(HermetiqError, match="beside F64"):
+        repair(str(source), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [source]
