@@ -278,6 +278,30 @@ _TABLE = (
         "Write rope_theta and rope_scaling beside rope_parameters in config.json, with the values of the training. "
         "Every export writes both.",
     ),
+    Rule(
+        "not-quantized",
+        "error",
+        ("U14", "U34"),
+        "An artifact that says it is quantized has linear layers in 16 bits or more that no list of it excepts.",
+        "It is larger than its name says, and loaders that expect every layer packed fail or fill it with zeros.",
+        "Quantize again with a tool that finds these layers.",
+    ),
+    Rule(
+        "kquant-shape",
+        "warning",
+        ("U26",),
+        "A K-quant of a model whose rows 256 does not divide: other types stand in for most of it.",
+        "The file has more bits per weight than its name says, and a worse type than one made for such rows.",
+        "Make Q8_0, Q5_1, Q5_0, Q4_1, Q4_0 or IQ4_NL of it: their blocks of 32 fit.",
+    ),
+    Rule(
+        "template-dialect",
+        "warning",
+        ("U51",),
+        "The chat template uses filters, tests, methods or statements that template engines outside Python lack.",
+        "Programs such as LM Studio fail with 'Error rendering prompt with jinja template'.",
+        "Rewrite those places with plain conditions, loops, slices, and string methods such as split and strip.",
+    ),
 )
 
 _LONGEST = 600

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from hermetiq.chat.artifact_checks import kquant_shape, not_quantized
 from hermetiq.chat.contract import used_tokens
+from hermetiq.chat.dialect import template_dialect
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
 from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
@@ -219,6 +221,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "template-unsafe": found_before,
         "template-conflict": template_conflict,
         "template-tokens": template_tokens,
+        "template-dialect": template_dialect,
         "eos-mismatch": eos_mismatch,
         "token-split": token_split,
         "double-bos": double_bos,
@@ -229,6 +232,8 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "vocab-overflow": vocab_overflow,
         "vocab-padding": vocab_padding,
         "rope-form": rope_form,
+        "not-quantized": not_quantized,
+        "kquant-shape": kquant_shape,
         "tie-conflict": tie_conflict,
         "tag-untrained": tag_untrained,
         "weight-nan": weight_nan,

@@ -3,6 +3,7 @@
 The sandboxed Jinja environment keeps a template away from Python's internals. It does not end an endless loop or stop
 `'a' * 10**10`, so the process also limits its own CPU time and memory before it reads the template. It is run as a
 script and imports nothing but jinja2, so that it starts in a tenth of a second; `template.py` is its only caller.
+`dialect.py` parses with the same environment, and runs nothing.
 
 The environment renders what `apply_chat_template` of transformers renders; `tests/chat/test_template.py` holds that.
 Its arguments are the limits: CPU seconds, bytes of memory, characters of one rendered chat. On stdin it reads

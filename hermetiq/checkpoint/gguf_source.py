@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
 from hermetiq.formats.gguf import names, rope
+from hermetiq.formats.gguf.recipe import FILE_TYPE
 from hermetiq.model import ModelConfig, SpecialIds
 from hermetiq.rules import finding
 
@@ -59,6 +60,8 @@ class GgufCheckpoint(Checkpoint):
 
     special: SpecialIds
     """Every special id that llama.cpp takes from the file."""
+    recipe: str | None
+    """What the file says that it is (`general.file_type`), such as `Q4_K_M`; None for a type not written here."""
 
     def __init__(self, path: Path) -> None:
         header = _read_parts(path)
@@ -69,6 +72,7 @@ class GgufCheckpoint(Checkpoint):
         config = restored_config(metadata, shapes, None if factors is None else _read(factors, None).numpy(), path.name)
         vocabulary = restored_vocabulary(metadata, path.name)
         self.path = path
+        self.recipe = _recipe(metadata.get(Keys.General.FILE_TYPE))
         self.special = restored_ids(metadata, vocabulary)
         ids = {"bos_token_id": self.special.bos, "eos_token_id": self.special.eos, "pad_token_id": self.special.pad}
         self.config = config | ids
@@ -103,6 +107,12 @@ class GgufCheckpoint(Checkpoint):
                         file.seek(tensor.start + start)
                         digest.update(file.read(min(_WINDOW, tensor.size - start)))
         return digest.hexdigest()
+
+
+def _recipe(file_type: object) -> str | None:
+    return next(
+        (name for name, number in FILE_TYPE.items() if isinstance(file_type, int) and number == file_type), None
+    )
 
 
 def _read_parts(path: Path) -> GgufHeader:

@@ -197,6 +197,13 @@ MUTATIONS = (
         "chat_template",
         "<|start_of_speech|>",
     ),
+    Mutation(
+        "template-dialect",
+        set_template(CHATML + "{% if 2 ** 2 == 5 %}x{% endif %}"),
+        TOKENIZER_CONFIG,
+        "chat_template",
+        "the operator **",
+    ),
     Mutation("token-split", tag_as_plain_piece, TOKENIZER, "added_tokens", "<|im_end|> as"),
     Mutation("double-bos", set_template("{{ bos_token }}" + CHATML), TOKENIZER_CONFIG, "chat_template", "<s> printed"),
     Mutation("duplicate-token", second_the, TOKENIZER, found="'▁the' = 272 and 32002", rows=32003),
@@ -290,7 +297,8 @@ def test_the_trained_checkpoint_has_no_finding(trained_hermes: Path) -> None:
 
 
 def test_every_rule_is_broken_once() -> None:
-    assert {mutation.rule for mutation in MUTATIONS} == set(CHECKS)
+    of_artifacts = {"not-quantized", "kquant-shape"}  # Broken in tests/chat/test_artifact_checks.py.
+    assert {mutation.rule for mutation in MUTATIONS} == set(CHECKS) - of_artifacts
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.rule}-{mutation.found}")
