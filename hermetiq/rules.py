@@ -179,7 +179,7 @@ _TABLE = (
     Rule(
         "source-incomplete",
         "error",
-        ("U28", "U66", "U68"),
+        ("U28", "U30", "U66", "U68"),
         "Files or tensors of the checkpoint are missing, truncated, corrupt, left over or outside its folder.",
         "A loader that goes on fills the gaps with random numbers.",
         "Download the checkpoint again, and export from a folder that holds all of it.",

@@ -233,7 +233,8 @@ def _front_matter(text: str) -> dict[str, Any]:
     block = re.match(r"\ufeff?\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
     try:
         data = yaml.safe_load(block[1]) if block else None
-    except yaml.YAMLError as error:
+    # Of an explicit tag whose value does not fit (`!!int ''`), PyYAML lets the failure of its own code through.
+    except (yaml.YAMLError, IndexError, KeyError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         raise ValueError(f"YAML that does not parse{f' at line {mark.line + 2}' if mark else ''}") from error
     return data if isinstance(data, dict) else {}

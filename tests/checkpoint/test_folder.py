@@ -140,6 +140,12 @@ def test_an_odd_card_stops_nothing(alone: Path, front: str, license_: str | None
     assert checkpoint.findings == ()
 
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!timestamp x", "2001-99-99", "[" * 3000])
+def test_a_card_of_values_that_do_not_fit_their_tags_is_a_warning(value: str, alone: Path) -> None:
+    (alone / "README.md").write_text(f"---\nlicense: {value}\n---\n", encoding="utf-8")
+    assert [(each.severity, each.file) for each in scan(alone)] == [("warning", "README.md")]
+
+
 def test_an_unreadable_card_is_a_warning(alone: Path) -> None:
     (alone / "README.md").write_text("---\nlicense: 'mit\n---\n", encoding="utf-8")
     (finding,) = FolderCheckpoint(alone).findings
