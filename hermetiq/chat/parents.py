@@ -1,8 +1,9 @@
 """The models that a merge was made of, as far as they lie on this machine.
 
 Whether a merge kept its tags can be told from its parents alone: the merge itself shows a token with a row, not that
-the row belonged to another token. Parents come from the user, or from the recipe that mergekit leaves in the folder;
-nothing is downloaded for a comparison, and of a parent only the tokenizer is read until a row has to be compared.
+the row belonged to another token. The recipe that mergekit leaves in the folder names parents, and the user gives those
+that are to be compared: no folder is opened because a file of the checkpoint says so, and nothing is downloaded. Of a
+parent only the tokenizer is read until a row has to be compared.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Parents:
 
 
 def read_parents(checkpoint: Checkpoint, given: Sequence[str] = ()) -> Parents:
-    """The parents `given`, or else those that the checkpoint's recipe names.
+    """The parents `given`; where none are, those that the checkpoint's recipe names are told, and not opened.
 
     Raises:
         HermetiqError: a parent that was given is neither here nor a Hub id.
@@ -73,6 +74,9 @@ def read_parents(checkpoint: Checkpoint, given: Sequence[str] = ()) -> Parents:
     names = dict.fromkeys(given or _named(recipe))
     parents = list[Parent]()
     for name in list(names)[:_MOST_PARENTS]:
+        if not given:
+            findings.append(_not_compared(name, "only a file of the checkpoint names it", given))
+            continue
         try:
             parents.append(_read(name))
         except HermetiqError as error:
@@ -139,5 +143,5 @@ def _not_compared(name: str, reason: str, given: Sequence[str]) -> Finding:
         found=f"{name}, not compared: {reason}",
         expected="a local folder",
         severity="info",
-        repair="Download the parent and give its folder with --parent, if the merge is to be held against it.",
+        repair="Give the parent's folder with --parent, if the merge is to be held against it.",
     )

@@ -81,7 +81,14 @@ def healthy(chatty: Path) -> Checkpoint:
 def test_a_merge_of_one_vocabulary_is_healthy(chatty: Path, tmp_path: Path) -> None:
     folder = copy_of(chatty, tmp_path / "merge")
     recipe(folder, {"models": [{"model": str(chatty)}], "merge_method": "slerp"})
-    assert inspect(str(folder)).findings == ()
+    assert inspect(str(folder), parents=(str(chatty),)).findings == ()
+
+
+def test_no_folder_is_opened_because_a_recipe_names_it(chatty: Path, parent: Path, tmp_path: Path) -> None:
+    folder = copy_of(chatty, tmp_path / "merge")
+    recipe(folder, {"models": [{"model": str(parent)}], "merge_method": "slerp"})
+    (told,) = findings(folder)
+    assert (told.severity, told.found) == ("info", f"{parent}, not compared: only a file of the checkpoint names it")
 
 
 def test_a_shifted_tag_is_named_with_its_id_in_the_parent(chatty: Path, parent: Path) -> None:
@@ -110,7 +117,7 @@ def test_rows_that_moved_along_are_no_fault(chatty: Path, parent: Path, tmp_path
     recipe(
         folder, {"slices": [{"sources": [{"model": {"model": {"path": str(parent)}}}]}], "tokenizer_source": "union"}
     )
-    assert findings(folder) == []
+    assert findings(folder, parent) == []
 
 
 def test_a_tag_that_only_a_parent_has_is_named_with_its_owner(chatty: Path, parent: Path, tmp_path: Path) -> None:
