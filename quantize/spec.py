@@ -178,7 +178,7 @@ FORMATS: dict[str, _Format] = {
         "-v2 (default -v1)",
     ),
     "awq": _Format(_awq, "4bit-g{32,64,128}"),
-    "exl2": _Format(_exl2, f"{SMALLEST_BPW}bpw to {LARGEST_BPW}bpw with three decimals at most, then -h8 (default -h6)"),
+    "exl2": _Format(_exl2, f"{SMALLEST_BPW}bpw to {LARGEST_BPW}bpw, three decimals at most, then -h8 (default -h6)"),
 }
 _LINEAR: dict[str, Callable[[str], LinearRecipe]] = {"gptq": _gptq_recipe, "awq": _awq_recipe}
 _MIXED: dict[str, Callable[[str], MixedRecipe]] = {"exl2": _exl2_recipe}
