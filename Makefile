@@ -40,6 +40,7 @@ check: .venv/dev  ## lint, types, layout
 
 bench: .venv/dev  ## side-by-side figures against what people use otherwise; needs 40 GB of disk and hours of an idle machine
 	$(BIN)/python -m benchmarks.quantize
+	$(BIN)/python -m benchmarks.exl2
 	$(BIN)/python -m benchmarks.walk
 	$(BIN)/python -m benchmarks.export
 

@@ -39,6 +39,8 @@ class Mutation:
     """Rows of the embedding to begin with, where not those of the tokenizer."""
     severity: str | None = None
     """Where it is not the rule's own."""
+    parent: str = ""
+    """Folder beside the broken one that it is held against."""
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -130,7 +132,7 @@ def swapped_parent(folder: Path) -> None:
     text = (parent / TOKENIZER).read_text(encoding="utf-8")
     swapped = text.replace("<|im_end", "<|?").replace("<|im_start", "<|im_end").replace("<|?", "<|im_start")
     (parent / TOKENIZER).write_text(swapped, encoding="utf-8")
-    write_recipe(f"tokenizer_source: union\nmodels:\n  - model: {parent}\n")(folder)
+    write_recipe("tokenizer_source: union\n")(folder)
 
 
 def write_recipe(text: str) -> Callable[[Path], None]:
@@ -272,7 +274,9 @@ MUTATIONS = (
         severity="info",
     ),
     Mutation("merge-vocab", write_recipe("base_model: org/parent"), RECIPE, found="org/parent, not", severity="info"),
-    Mutation("merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000"),
+    Mutation(
+        "merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000", parent="parent"
+    ),
     Mutation("source-incomplete", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
 )
 
@@ -283,7 +287,7 @@ def broken(mutation: Mutation, hermes: Path, folder: Path) -> Inspection:
     else:
         tiny_checkpoint(folder, rows=mutation.rows)
     mutation.apply(folder)
-    return inspect(str(folder))
+    return inspect(str(folder), parents=(str(folder.with_name(mutation.parent)),) if mutation.parent else ())
 
 
 def test_the_untouched_checkpoint_has_no_finding(hermes: Path) -> None:
