@@ -17,8 +17,8 @@ from hermetiq.calibration.statistics import Statistics
 
 from .spec import Order
 
-DAMPING = 0.005
-"""Share of the mean diagonal that is added to it: half the paper's, at the same KL (docs/log.md)."""
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to it, as in the paper."""
 _LADDER = (
     (DAMPING, torch.float32, ""),
     (DAMPING, torch.float64, "float64"),
