@@ -46,7 +46,7 @@ def inspect(
     Args:
         path: folder, .gguf file or Hub id.
         adapter: LoRA folder, merged at load.
-        parents: folders of the models that it was merged of; those that its recipe names where empty.
+        parents: folders of the models that it was merged of, to hold it against.
         weights: also run the rules that read tensors.
         select: only these rules; all where empty.
         ignore: not these rules.

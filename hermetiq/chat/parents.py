@@ -33,7 +33,7 @@ _ENTRIES: Final = (("models", "model"), ("sources", "model"), ("experts", "sourc
 
 @dataclass(frozen=True)
 class Parent:
-    """One parent of a merge: where it is, by the `name` that the user or the recipe gives it, and its tokenizer."""
+    """One parent of a merge: where it is, by the `name` that the user gives it, and its tokenizer."""
 
     name: str
     tokenizer: Tokenizer
@@ -63,28 +63,34 @@ def read_parents(checkpoint: Checkpoint, given: Sequence[str] = ()) -> Parents:
     for name in given:
         if not _is_here(name) and not is_hub_id(name):
             raise HermetiqError("no such parent", where=name, remedy="give a model folder or a .gguf file")
-    text = checkpoint.provenance.merge_recipe or ""
-    recipe = _parse(text)
-    if recipe is None:
-        found = "a recipe that is too long, or no YAML mapping"
-        unread = finding("merge-vocab", file=RECIPE, found=found, expected="names of parents", severity="info")
-        recipe, findings = {}, [] if given else [unread]
-    else:
-        findings = []
-    names = dict.fromkeys(given or _named(recipe))
-    parents = list[Parent]()
-    for name in list(names)[:_MOST_PARENTS]:
-        if not given:
-            findings.append(_not_compared(name, "only a file of the checkpoint names it", given))
-            continue
+    recipe = _parse(checkpoint.provenance.merge_recipe or "")
+    remapped = recipe is not None and any(recipe.get(key) for key in ("tokenizer_source", "tokenizer"))
+    if not given:
+        return Parents(findings=tuple(_uncompared(recipe)), remapped=remapped)
+    names, parents, findings = list(dict.fromkeys(given)), list[Parent](), list[Finding]()
+    for name in names[:_MOST_PARENTS]:
         try:
             parents.append(_read(name))
         except HermetiqError as error:
-            findings.append(_not_compared(name, error.what, given))
-    if beyond := list(names)[_MOST_PARENTS:]:
-        findings.append(_not_compared(f"{beyond[0]} and those after it", f"more than {_MOST_PARENTS} parents", given))
-    remapped = any(recipe.get(key) for key in ("tokenizer_source", "tokenizer"))
-    return Parents(tuple(parents), tuple(findings), remapped)
+            findings.append(_not_compared("--parent", name, error.what))
+    return Parents(tuple(parents), (*findings, *_beyond("--parent", names)), remapped)
+
+
+def _uncompared(recipe: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """The parents that a recipe names."""
+    if recipe is None:
+        found = "a recipe that is too long, or no YAML mapping"
+        yield finding("merge-vocab", file=RECIPE, found=found, expected="names of parents", severity="info")
+        return
+    names = list(dict.fromkeys(_named(recipe)))
+    for name in names[:_MOST_PARENTS]:
+        yield _not_compared(RECIPE, name, "only a file of the checkpoint names it")
+    yield from _beyond(RECIPE, names)
+
+
+def _beyond(file: str, names: Sequence[str]) -> Iterator[Finding]:
+    if beyond := names[_MOST_PARENTS:]:
+        yield _not_compared(file, f"{beyond[0]} and those after it", f"more than {_MOST_PARENTS} parents")
 
 
 def _parse(text: str) -> Mapping[str, Any] | None:
@@ -136,10 +142,10 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def _not_compared(name: str, reason: str, given: Sequence[str]) -> Finding:
+def _not_compared(file: str, name: str, reason: str) -> Finding:
     return finding(
         "merge-vocab",
-        file="--parent" if given else RECIPE,
+        file=file,
         found=f"{name}, not compared: {reason}",
         expected="a local folder",
         severity="info",

@@ -22,7 +22,7 @@ class Subject:
     noticed: tuple[Finding, ...]
     """Findings of opening the checkpoint, of reading its parents and of deriving its contract."""
     parents: Parents
-    """What the checkpoint was merged of; nothing where neither the user nor a recipe says."""
+    """What the user says that the checkpoint was merged of."""
 
 
 Check = Callable[[Subject], Iterator[Finding]]
@@ -32,7 +32,7 @@ def examine(checkpoint: Checkpoint, parents: Sequence[str] = ()) -> Subject:
     """Derive the contract as far as possible; what stops that becomes findings.
 
     Args:
-        parents: folders of a merge's parents; those of its recipe where empty.
+        parents: folders of a merge's parents, to hold it against.
 
     Raises:
         HermetiqError: no such parent.
