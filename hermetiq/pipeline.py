@@ -107,7 +107,8 @@ def prepare(
     if calibrated or importance:
         drawn = calibration_rows(source, contract, source=calibration, rows=rows, row_tokens=row_tokens, seed=seed)
         findings += drawn.report.findings
-    return Job(
+    known = _known(measurement, mixes)
+    job = Job(
         source=source,
         contract=contract,
         findings=findings,
@@ -115,12 +116,15 @@ def prepare(
         gguf=gguf,
         linear=grids,
         mixed=mixes,
-        measurement=_known(measurement, source, mixes),
+        measurement=known,
         rows=drawn,
         importance=importance,
         seed=seed,
         sequential=sequential,
     )
+    if known:
+        known.require(source=job.fingerprint, shapes=linear.linears(source.model))
+    return job
 
 
 def export(
@@ -178,15 +182,13 @@ def admit(findings: Sequence[Finding], ignore: Sequence[str]) -> tuple[Finding, 
     return tuple(replace(item, severity="warning") if item.severity == "error" else item for item in findings)
 
 
-def _known(path: Path | None, source: Checkpoint, mixes: Mapping[str, MixedPlan]) -> Measurement | None:
-    """An earlier measurement, if it is one of this source."""
+def _known(path: Path | None, mixes: Mapping[str, MixedPlan]) -> Measurement | None:
+    """An earlier measurement; whose it is, is still to be seen."""
     if path is None:
         return None
     if not mixes:
         raise HermetiqError("a measurement serves EXL2 alone, and none is asked for", remedy="add --to exl2:4.65bpw")
-    known = Measurement.read(path)
-    known.require(source=source.fingerprint(), shapes=linear.linears(source.model))
-    return known
+    return Measurement.read(path)
 
 
 def _calibrated(

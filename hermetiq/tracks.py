@@ -22,6 +22,7 @@ from hermetiq.calibration.observe import Block, observe
 from hermetiq.calibration.sensitivity import choose_probe_rows
 from hermetiq.calibration.statistics import Statistics
 from hermetiq.calibration.sums import arithmetic
+from hermetiq.calibration.walk import head_matrix
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.finite import check_finite
 from hermetiq.errors import HermetiqError, Refusal
@@ -30,7 +31,7 @@ from hermetiq.formats.exl2_plan import HEAD_MODULE, allocated
 from hermetiq.formats.linear_plan import LinearPlan, linears
 from hermetiq.journal import Journal
 from hermetiq.measurement import Layer, Measurement
-from hermetiq.model import EMBEDDING, HEAD
+from hermetiq.model import HEAD
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part
 from hermetiq.quantize.block import BlockSolver, Rungs, SolvedBlock, solve_head
@@ -241,8 +242,7 @@ class _Visitor:
         """The head of every EXL2 folder, by path; the other folders keep it as it is."""
         if not self.job.mixed:
             return {}
-        name = EMBEDDING if self.job.source.model.tied else HEAD
-        weight = sound(self.job.source)(name).to(seen.gram.device, torch.float32)
+        weight = head_matrix(self.job.source.config, sound(self.job.source)).to(seen.gram.device, torch.float32)
         rungs = {path: planned.head for path, planned in self.job.mixed.items()}
         made = {rung: exl2.pack(solve_head(weight, seen, rung).linear) for rung in set(rungs.values())}
         return {
