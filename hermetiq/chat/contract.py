@@ -13,10 +13,11 @@ from typing import Any
 
 from hermetiq.chat.eos import EosSource as EosSource
 from hermetiq.chat.eos import eos_sources, id_list
-from hermetiq.chat.probe import TAG, TEMPLATE_FIELD, Probe, printed_tags, probe
+from hermetiq.chat.probe import TAG, TEMPLATE_FIELD, Probe, chosen_template, printed_tags, probe
+from hermetiq.chat.prompt_formats import NONE, OTHER, PromptFormat, recognised
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.tokenizer import Tokenizer
-from hermetiq.errors import Refusal
+from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.model import EMBEDDING, SpecialIds, TokenKind
 from hermetiq.rules import finding
 
@@ -34,7 +35,7 @@ class ChatContract:
     """Derived once from the source; every artifact and runtime is read back into the same type."""
 
     template: str
-    """The chat template as text (the one that transformers uses)."""
+    """The chat template as text (the one that transformers uses); empty for a base model."""
     terminator: str
     terminator_id: int
     stop_ids: tuple[int, ...]
@@ -52,6 +53,15 @@ class ChatContract:
     """Rows of the embedding."""
     eos_sources: tuple[EosSource, ...]
     """Where each EOS was stated; provenance, not compared between source and artifact."""
+    prompt_format: str
+    """A name of `prompt_formats.FORMATS`, `other` for a template of none of them, `none` for a base model."""
+    stop_strings: tuple[str, ...]
+    """What opens the next turn where that is plain text, so that no stop id can catch it (U52: ids go before these)."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether there is a template; a base model has none."""
+        return self.prompt_format != NONE
 
 
 @dataclass(frozen=True)
@@ -63,33 +73,92 @@ class Difference:
     artifact: str
 
 
-def derive(checkpoint: Checkpoint) -> ChatContract:
+def derive(checkpoint: Checkpoint, *, base_model: bool = False) -> ChatContract:
     """The contract of a checkpoint, found by rendering and encoding a chat.
+
+    Args:
+        base_model: it has no template, and none is asked for; EOS is its terminator.
 
     Raises:
         Refusal: no contract can be found: `template-missing`, `template-unsafe`, `template-tokens` (the tag that closes
             the turn is not in the vocabulary) or `eos-mismatch` (nothing closes the turn).
+        HermetiqError: a `base_model` that has a template.
     """
-    return contract_of(checkpoint, probe(checkpoint))
+    return base_contract(checkpoint) if base_model else contract_of(checkpoint, probe(checkpoint))
 
 
 def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
     """`derive`, from a template that has been rendered already. Raises as `derive` does."""
     tokenizer = checkpoint.tokenizer
     terminator = _terminator(seen, tokenizer)
-    stated = (*eos_sources(checkpoint), _template_source(seen, terminator))
+    form = recognised(seen.skeletons)
+    return _contract(
+        checkpoint,
+        terminator,
+        stated=(*eos_sources(checkpoint), _template_source(seen, terminator)),
+        prints_bos=tokenizer.bos_token is not None and seen.chat.startswith(tokenizer.bos_token),
+        template=seen.template,
+        tags=_tags(seen, tokenizer, terminator),
+        prompt_format=form.name if form else OTHER,
+        stop_strings=_stop_strings(form, tokenizer) if form else (),
+    )
+
+
+def base_contract(checkpoint: Checkpoint) -> ChatContract:
+    """The contract of a model without a template: texts end with EOS, and nothing else is promised.
+
+    Raises:
+        Refusal: `eos-mismatch`, the tokenizer names no EOS.
+        HermetiqError: there is a template, so this is a chat model.
+    """
+    if chosen := chosen_template(checkpoint.templates):
+        raise HermetiqError(
+            f"{chosen[0]} holds a chat template, so this is no base model",
+            where=checkpoint.provenance.name,
+            remedy="leave out --base-model; if the template is not the model's own, remove it",
+        )
+    text, token = checkpoint.tokenizer.eos_token, _id_of(checkpoint.tokenizer, checkpoint.tokenizer.eos_token)
+    if text is None or token is None:
+        found, expected = f"{text or 'no token'} as EOS", "a token that ends a text"
+        raise Refusal(
+            finding("eos-mismatch", file="tokenizer_config.json", field="eos_token", found=found, expected=expected)
+        )
+    return _contract(
+        checkpoint,
+        Tag(text, token),
+        stated=eos_sources(checkpoint),
+        prints_bos=False,
+        template="",
+        tags=(),
+        prompt_format=NONE,
+        stop_strings=(),
+    )
+
+
+def _contract(
+    checkpoint: Checkpoint,
+    terminator: Tag,
+    *,
+    stated: tuple[EosSource, ...],
+    prints_bos: bool,
+    template: str,
+    tags: tuple[Tag, ...],
+    prompt_format: str,
+    stop_strings: tuple[str, ...],
+) -> ChatContract:
+    """A contract with what tokenizer and files say, whether there is a template or not."""
+    tokenizer = checkpoint.tokenizer
     tokens = used_tokens(tokenizer)
     # An id without a token cannot stop anything, and llama.cpp does not load a file that names one.
     stops = {token for source in stated if source.obeyed for token in source.ids if 0 <= token < tokens}
     bos = _id_of(tokenizer, tokenizer.bos_token)
     pads = (_id_of(tokenizer, tokenizer.pad_token), *id_list(checkpoint.config.get("pad_token_id")))
-    prints_bos = tokenizer.bos_token is not None and seen.chat.startswith(tokenizer.bos_token)
     return ChatContract(
-        template=seen.template,
+        template=template,
         terminator=terminator.text,
         terminator_id=terminator.id,
         stop_ids=tuple(sorted(stops | {terminator.id})),
-        tags=_tags(seen, tokenizer, terminator),
+        tags=tags,
         bos_token_id=bos,
         add_bos=tokenizer.add_bos and bos is not None and not prints_bos,
         pad_token_id=next((token for token in pads if token is not None and 0 <= token < tokens), None),
@@ -97,6 +166,8 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
         tokens=tokens,
         rows=checkpoint.tensors[EMBEDDING].shape[0],
         eos_sources=stated,
+        prompt_format=prompt_format,
+        stop_strings=stop_strings,
     )
 
 
@@ -139,6 +210,7 @@ def to_json(contract: ChatContract) -> dict[str, Any]:
         "stop_ids": list(contract.stop_ids),
         "tags": [asdict(tag) for tag in contract.tags],
         "eos_sources": [{**asdict(source), "ids": list(source.ids)} for source in contract.eos_sources],
+        "stop_strings": list(contract.stop_strings),
     }
 
 
@@ -187,6 +259,11 @@ def _tags(seen: Probe, tokenizer: Tokenizer, terminator: Tag) -> tuple[Tag, ...]
         if token is not None:
             tags[token] = text
     return tuple(Tag(text, token) for token, text in sorted((tags | {terminator.id: terminator.text}).items()))
+
+
+def _stop_strings(form: PromptFormat, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The texts that open the next turn and are no tokens."""
+    return tuple(text for text in form.openings if tokenizer.id_of(text) is None)
 
 
 def _id_of(tokenizer: Tokenizer, text: str | None) -> int | None:

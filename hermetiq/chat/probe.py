@@ -23,9 +23,21 @@ TAG = re.compile(
     rf"<{_BAR}[^\s<>'\"{{}}]{{1,60}}{_BAR}>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn|end_of_utterance)>"
 )
 """Text that is meant to be one control token. `[INST]`, `<think>` and the like are plain text in many good models."""
+_NO_TEMPLATE = (
+    "Put the template of the training run into chat_template.jinja. If it is a base model, which has none, say so with "
+    "--base-model."
+)
 
 # No letters that a template could fold, trim or take for markup.
 _SYSTEM, _ASKED, _ANSWERED, _ASKED_AGAIN, _ANSWERED_AGAIN = (f"Zq{number}xw" for number in range(1, 6))
+_SPEAKERS = {
+    _SYSTEM: "{system}",
+    _ASKED: "{user}",
+    _ANSWERED: "{assistant}",
+    _ASKED_AGAIN: "{user}",
+    _ANSWERED_AGAIN: "{assistant}",
+}
+_MARKED = re.compile("|".join(_SPEAKERS))
 
 
 def _turns(*texts: str) -> list[dict[str, str]]:
@@ -60,6 +72,11 @@ class Probe:
     def renderings(self) -> tuple[str, ...]:
         return (self.chat, *self.others)
 
+    @property
+    def skeletons(self) -> tuple[str, ...]:
+        """The renderings with `{user}`, `{assistant}` and `{system}` in the place of the texts."""
+        return tuple(_MARKED.sub(lambda match: _SPEAKERS[match.group()], text) for text in self.renderings)
+
 
 def template_variables(tokenizer: Tokenizer) -> dict[str, str]:
     """The names of special tokens that transformers hands to a template; those without a token stay undefined."""
@@ -90,7 +107,11 @@ def probe(checkpoint: Checkpoint) -> Probe:
     if chosen is None:
         raise Refusal(
             finding(
-                "template-missing", file=TEMPLATE, found="no chat template", expected="the template of the training"
+                "template-missing",
+                file=TEMPLATE,
+                found="no chat template",
+                expected="the template of the training",
+                repair=_NO_TEMPLATE,
             )
         )
     file, template = chosen

@@ -178,6 +178,8 @@ CHANGES: Mapping[str, Any] = {
     "unk_token_id": None,
     "tokens": 32000,
     "rows": 32064,
+    "prompt_format": "llama-2",
+    "stop_strings": ("[INST]",),
 }
 
 

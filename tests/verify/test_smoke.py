@@ -22,6 +22,8 @@ CONTRACT = ChatContract(
     tokens=94,
     rows=96,
     eos_sources=(),
+    prompt_format="chatml",
+    stop_strings=(),
 )
 MARGIN = 0.5
 
