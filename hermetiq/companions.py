@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
@@ -20,9 +19,8 @@ from tokenizers import processors
 from hermetiq.chat.contract import ChatContract
 from hermetiq.chat.eos import id_list, token_text
 from hermetiq.checkpoint.base import Checkpoint
-from hermetiq.checkpoint.documents import POINTER, POINTER_REPAIR, TEMPLATE, incomplete, link_out, stays_inside
+from hermetiq.checkpoint.documents import TEMPLATE, read_bytes
 from hermetiq.checkpoint.families import ARCHITECTURES
-from hermetiq.errors import Refusal
 
 TOKENIZER_CLASS: Final = "PreTrainedTokenizerFast"
 """Reads `tokenizer.json` as it stands in every transformers of the last years. Documented classes do not: transformers
@@ -37,7 +35,6 @@ VOCABULARIES: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 _LICENSE = re.compile(r"(licen[cs]e|notice|copying|use_policy)([-_][\w-]+)?(\.(txt|md|rst))?", re.IGNORECASE)
 _PERSONAL = ("auto_map", "_name_or_path", "_commit_hash")
 """Keys that point to code of the source or to somebody's folders."""
-_MOST_BYTES = 1 << 28
 
 
 def companions(
@@ -140,7 +137,7 @@ def _added_tokens(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
 def _tokenizer_json(checkpoint: Checkpoint, contract: ChatContract) -> bytes:
     """The source's file where it already puts around a text what the contract says, else one that does."""
-    stored = None if checkpoint.tokenizer_folder is None else _read(checkpoint.tokenizer_folder, "tokenizer.json")
+    stored = tokenizer_file(checkpoint, "tokenizer.json")
     backend = checkpoint.tokenizer.backend
     bos = [contract.bos_token_id] if contract.add_bos and contract.bos_token_id is not None else []
     plain = backend.encode("x", add_special_tokens=False).ids
@@ -214,30 +211,22 @@ def _bos(document: Mapping[str, Any], contract: ChatContract) -> int | None:
 
 def _copies(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
     """Further files of the tokenizer, and the licence that the weights come under."""
-    places = [(checkpoint.tokenizer_folder, name) for name in VOCABULARIES]
+    found = {name: tokenizer_file(checkpoint, name) for name in VOCABULARIES}
     if checkpoint.path.is_dir():
         names = sorted(path.name for path in checkpoint.path.iterdir() if _LICENSE.fullmatch(path.name))
-        places += [(checkpoint.path, name) for name in names]
-    for folder, name in places:
-        data = None if folder is None else _read(folder, name)
-        if data is not None:
-            yield name, data
+        found |= {name: read_bytes(checkpoint.path, name) for name in names}
+    yield from ((name, data) for name, data in found.items() if data is not None)
 
 
-def _read(folder: Path, name: str) -> bytes | None:
-    """The bytes of one file of the source; None where there is no such file."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    if not stays_inside(folder, path):
-        raise Refusal(link_out(name))
-    if (size := path.stat().st_size) > _MOST_BYTES:
-        raise Refusal(incomplete(name, found=f"{size} bytes", expected=f"at most {_MOST_BYTES}"))
-    data = path.read_bytes()
-    if data.startswith(POINTER.encode()):
-        found = "a Git LFS pointer"
-        raise Refusal(incomplete(name, found=found, expected="the file itself", repair=POINTER_REPAIR))
-    return data
+def tokenizer_file(checkpoint: Checkpoint, name: str) -> bytes | None:
+    """The bytes of one file of the checkpoint's tokenizer; None where it has none of that name.
+
+    Raises:
+        Refusal: `source-incomplete`, the file cannot be copied.
+    """
+    if checkpoint.files is not None:
+        return checkpoint.files.get(name)
+    return None if checkpoint.tokenizer_folder is None else read_bytes(checkpoint.tokenizer_folder, name)
 
 
 def _without(document: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Final
 from hermetiq.chat.artifact_checks import kquant_shape, not_quantized
 from hermetiq.chat.contract import used_tokens
 from hermetiq.chat.dialect import template_dialect
-from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_of, sentencepiece_path, token_text
+from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_file, sentencepiece_of, token_text
 from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.rope_checks import rope_form
@@ -198,7 +198,7 @@ def duplicate_token(subject: Subject) -> Iterator[Finding]:
 
 def spm_stale(subject: Subject) -> Iterator[Finding]:
     """A tokenizer.model with other pieces than tokenizer.json, or whose added tags no file beside it names."""
-    if sentencepiece_path(subject.checkpoint) is None:
+    if sentencepiece_file(subject.checkpoint) is None:
         return
     pieces = sentencepiece_of(subject.checkpoint)
     severity: Severity | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -102,19 +101,21 @@ def _sentencepiece(checkpoint: Checkpoint) -> Iterator[EosSource]:
         yield EosSource(SENTENCEPIECE, "eos_id", pieces.id_to_piece(pieces.eos_id()), (pieces.eos_id(),))
 
 
-def sentencepiece_path(checkpoint: Checkpoint) -> Path | None:
+def sentencepiece_file(checkpoint: Checkpoint) -> bytes | None:
     """The tokenizer.model that goes with the checkpoint's tokenizer; None without one."""
+    if checkpoint.files is not None:
+        return checkpoint.files.get(SENTENCEPIECE)
     path = checkpoint.path / SENTENCEPIECE
     if checkpoint.provenance.tokenizer is not None:
         return None  # An adapter brought its own tokenizer; the base's file is not its.
-    return path if path.is_file() and stays_inside(checkpoint.path, path) else None
+    return path.read_bytes() if path.is_file() and stays_inside(checkpoint.path, path) else None
 
 
 def sentencepiece_of(checkpoint: Checkpoint) -> sentencepiece.SentencePieceProcessor | None:
     """The checkpoint's tokenizer.model; None without one, or where the file is of another kind."""
-    path = sentencepiece_path(checkpoint)
+    data = sentencepiece_file(checkpoint)
     try:
-        return None if path is None else sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
     except RuntimeError:
         return None
 

@@ -64,6 +64,8 @@ class Checkpoint(ABC):
     tokenizer: Tokenizer
     tokenizer_folder: Path | None = None
     """Where the tokenizer's files lie; None where the tokenizer was restored from a `.gguf`."""
+    files: Mapping[str, bytes] | None = None
+    """Contents of every small file of a checkpoint that is held in memory; None where they lie in its folders."""
     tensors: Mapping[str, TensorInfo]
     """Hugging Face names, in file order; `lm_head.weight` only if stored."""
     provenance: Provenance

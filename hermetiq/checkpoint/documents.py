@@ -15,7 +15,7 @@ from typing import Any, Final, TypeGuard, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
-from hermetiq.errors import Finding
+from hermetiq.errors import Finding, Refusal
 from hermetiq.rules import finding
 
 from .base import Provenance
@@ -88,6 +88,26 @@ def obstacle(path: Path) -> str | None:
     if path.exists():
         return "a device or a pipe"
     return "a link to a file that is not there" if path.is_symlink() else "no such file"
+
+
+def read_bytes(folder: Path, name: str) -> bytes | None:
+    """The bytes of one file of `folder`; None where there is no such file.
+
+    Raises:
+        Refusal: `source-incomplete`, it lies outside the folder, is too large, or only points to the file.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
+    if not stays_inside(folder, path):
+        raise Refusal(link_out(name))
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise Refusal(incomplete(name, found=f"{size} bytes", expected=f"at most {_MOST_BYTES}"))
+    data = path.read_bytes()
+    if data.startswith(POINTER.encode()):
+        found = "a Git LFS pointer"
+        raise Refusal(incomplete(name, found=found, expected="the file itself", repair=POINTER_REPAIR))
+    return data
 
 
 def read_json(folder: Path, name: str) -> Read[dict[str, Any] | None]:

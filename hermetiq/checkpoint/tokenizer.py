@@ -17,7 +17,7 @@ from hermetiq.errors import Refusal
 from hermetiq.model import SpecialIds, Vocabulary
 from hermetiq.rules import finding
 
-from .tokenizer_files import read_source, special_texts
+from .tokenizer_files import Source, parse_source, read_source, special_texts
 from .tokenizer_guard import panics_refused
 from .vocabulary import build_backend
 
@@ -75,7 +75,15 @@ def from_folder(folder: Path, documents: Mapping[str, Any]) -> Tokenizer:
     Raises:
         Refusal: `source-incomplete`, there is no tokenizer, it cannot be read, or it is not a BPE.
     """
-    source = read_source(folder, documents)
+    return _completed(read_source(folder, documents), documents)
+
+
+def from_file(data: bytes, documents: Mapping[str, Any]) -> Tokenizer:
+    """`from_folder`, for a `tokenizer.json` of these bytes whatever lies in a folder. Raises as that does."""
+    return _completed(parse_source(data, documents), documents)
+
+
+def _completed(source: Source, documents: Mapping[str, Any]) -> Tokenizer:
     config = documents.get("tokenizer_config.json", {})
     special = {**source.special, **special_texts(documents)}
     adds = {}

@@ -27,6 +27,7 @@ from .vocabulary import SENTENCEPIECE_PRE, SPACE, build_backend, complete, read_
 SPECIAL: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 """The fields that name special tokens, in `tokenizer_config.json` and `special_tokens_map.json`."""
 
+_JSON = "tokenizer.json"
 _CLASSES: Final = {"Qwen2Tokenizer": ("qwen2", normalizers.NFC()), "GPT2Tokenizer": ("gpt-2", None)}
 """Classes that read vocab.json and merges.txt: the pre-tokenizer and normalizer they add, which no file states."""
 
@@ -78,14 +79,19 @@ def special_texts(documents: Mapping[str, Any]) -> dict[str, str]:
 
 
 @panics_refused()
-def _read_json(path: Path, documents: Mapping[str, Any]) -> Source:
-    document = documents.get(path.name)
+def parse_source(data: bytes, documents: Mapping[str, Any]) -> Source:
+    """The tokenizer of a `tokenizer.json` of these bytes; `documents` has the same file parsed.
+
+    Raises:
+        Refusal: `source-incomplete`, it cannot be read, or is of a kind that llama.cpp has no model for.
+    """
+    document = documents.get(_JSON)
     try:
-        backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+        backend = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # The library raises nothing more special.
-        raise _refusal(path.name, f"a file that does not load: {_first_line(error)}", "a tokenizer") from error
+        raise _refusal(_JSON, f"a file that does not load: {_first_line(error)}", "a tokenizer") from error
     if document is None:
-        raise _refusal(path.name, "unreadable JSON", "a tokenizer")
+        raise _refusal(_JSON, "unreadable JSON", "a tokenizer")
     require_bounded(document)
     backend.no_truncation()
     backend.no_padding()
@@ -95,6 +101,10 @@ def _read_json(path: Path, documents: Mapping[str, Any]) -> Source:
     return Source(
         backend, read_vocabulary(document, backend), tuple(whole[:start]), tuple(whole[start + len(plain) :]), {}
     )
+
+
+def _read_json(path: Path, documents: Mapping[str, Any]) -> Source:
+    return parse_source(path.read_bytes(), documents)
 
 
 def _read_sentencepiece(path: Path, documents: Mapping[str, Any]) -> Source:
@@ -150,7 +160,7 @@ def _read_merges(path: Path, documents: Mapping[str, Any]) -> Source:
 
 
 _READERS: Final[Mapping[str, Callable[[Path, Mapping[str, Any]], Source]]] = {
-    "tokenizer.json": _read_json,
+    _JSON: _read_json,
     "tokenizer.model": _read_sentencepiece,
     "vocab.json": _read_merges,
 }
@@ -190,7 +200,8 @@ def _named(documents: Mapping[str, Any]) -> set[str]:
     names = set(special_texts(documents).values())
     for key in ("additional_special_tokens", "extra_special_tokens"):
         values = fields.get(key) or []
-        texts = (_text(value) for value in (values.values() if isinstance(values, Mapping) else values))
+        stated = values.values() if isinstance(values, Mapping) else values if isinstance(values, list) else ()
+        texts = (_text(value) for value in stated)
         names |= {text for text in texts if text is not None}
     return names
 
