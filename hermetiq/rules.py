@@ -302,6 +302,30 @@ _TABLE = (
         "Programs such as LM Studio fail with 'Error rendering prompt with jinja template'.",
         "Rewrite those places with plain conditions, loops, slices, and string methods such as split and strip.",
     ),
+    Rule(
+        "licence-unknown",
+        "error",
+        ("U63",),
+        "No licence is known for what would be published, or the parents of a merge have licences that contradict it.",
+        "A licence that a tool makes up gives away what is not its own, and people build on it.",
+        "State the licence on the source's model card, or give the right one with --license NAME.",
+    ),
+    Rule(
+        "repo-not-ours",
+        "error",
+        ("U62",),
+        "The repo on the Hub holds files that hermetiq did not put there, or that were changed by hand since.",
+        "A release would replace somebody's card or weights, and nobody would be asked.",
+        "Give another REPO, or empty this one; text of your own on a card goes between its two markers.",
+    ),
+    Rule(
+        "turn-end",
+        "error",
+        ("U01",),
+        "The template prints no token behind an answer, or another one than the prompt format that it writes ends with.",
+        "A chat then shows the model answers that do not end as those of its training did, and it learns to go on.",
+        "Print EOS behind the assistant's text in the template ({{ eos_token }}), as the training did.",
+    ),
 )
 
 _LONGEST = 600
