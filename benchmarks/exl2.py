@@ -156,12 +156,7 @@ def phases(model: Path, rows: int, row_tokens: int) -> dict[str, float]:
 
     def visit(block: Block) -> None:
         if block.weights:
-            prefix = f"model.layers.{block.index}."
-            solver = BlockSolver(
-                {name.removeprefix(prefix): weight for name, weight in block.weights.items()},
-                {name.removeprefix(prefix): seen for name, seen in block.inputs.items()},
-                checkpoint.model,
-            )
+            solver = BlockSolver.of(block, checkpoint.model)
             begin = time.perf_counter()
             # Factorising and folding is for all formats.
             solver.measure(LADDER[:1])

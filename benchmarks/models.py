@@ -32,7 +32,7 @@ from hermetiq import demo
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
 from hermetiq.checkpoint.gguf_header import read_header
 from hermetiq.formats.gguf import names
-from hermetiq.model import ModelConfig
+from hermetiq.model import ModelConfig, block_prefix
 from hermetiq.verify import fidelity, reference
 from hermetiq.verify.reading import read_rows
 
@@ -96,7 +96,7 @@ def scaled(model: ModelConfig, weights: Weights, generator: torch.Generator) -> 
         return (SPREAD * torch.randn(count, generator=generator)).exp()
 
     for index in range(model.layers):
-        block = f"model.layers.{index}."
+        block = block_prefix(index)
         for norm, readers in (("input_layernorm", MIXERS), ("post_attention_layernorm", GATES)):
             factor = factors(model.hidden)
             moved[f"{block}{norm}.weight"] = moved[f"{block}{norm}.weight"] * factor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
-from hermetiq.model import HEAD
+from hermetiq.model import HEAD, block_prefix
 
 from .activations import refuse_broken, refuse_overflow
 from .sensitivity import Disturb, Probes
@@ -125,21 +125,21 @@ class _Calibration:
 
     def run(self, index: int, block: nn.Module, replacement: Mapping[str, Tensor]) -> None:
         """Take the states through the block, with some of its tensors replaced."""
-        _replace(block, _prefix(index), replacement)
+        _replace(block, block_prefix(index), replacement)
         with layers(self.precision, self.walk.device):
             for number, state in enumerate(self.states):
                 self.states[number] = self.walk.forward(index, block, state)
 
     def show(self, index: int, block: nn.Module) -> None:
         """Take the states through the block and let the visitor see it."""
-        recorder = _Recorder(_prefix(index), self.first_token_weight)
+        recorder = _Recorder(block_prefix(index), self.first_token_weight)
         with layers(self.precision, self.walk.device), recorder.listening(block):
             for number, recorder.real in enumerate(self.real):
                 after = self.walk.forward(index, block, self.states[number])
                 if not self.sequential:
                     self.states[number] = after
         peaks, inputs = recorder.sound()
-        weights = {_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
+        weights = {block_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
         replacement = self.visit(Block(index, weights, inputs, peaks))
         if self.sequential:
             self.run(index, block, replacement or {})
@@ -238,10 +238,6 @@ class _Recorder:
     def _output_hook(self, module: str) -> Callable[[nn.Module, Any, Any], None]:
         # Attention returns its weights beside its output.
         return lambda _, __, output: self.output(module, output[0] if isinstance(output, tuple) else output)
-
-
-def _prefix(index: int) -> str:
-    return f"model.layers.{index}."
 
 
 def _real(state: Tensor, lengths: Sequence[int]) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hermetiq.errors import HermetiqError
-from hermetiq.model import ModelConfig
+from hermetiq.model import ModelConfig, block_prefix
 
 from .walk import Walk
 
@@ -113,7 +113,7 @@ class Probes:
         """What the block makes of the undisturbed rows with one linear's weight disturbed, for each."""
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
-                full = f"model.layers.{index}.{name}.weight"
+                full = f"{block_prefix(index)}{name}.weight"
                 weight = self._disturb(full, module.weight.detach().float()).to(module.weight.dtype)
                 yield full, self._walk.forward(index, _replacing(block, f"{name}.weight", weight), self._clean)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
 from hermetiq.machine import give_back_memory
-from hermetiq.model import EMBEDDING, HEAD
+from hermetiq.model import EMBEDDING, HEAD, block_prefix
 
 Load = Callable[[str], Tensor]
 """A tensor of the checkpoint by its Hugging Face name."""
@@ -136,7 +136,7 @@ class Walk:
     def blocks(self) -> Iterator[nn.Module]:
         """Each decoder layer with its weights, which go when the next one is asked for."""
         for index, layer in enumerate(self._layers):
-            self._fill(layer, f"model.layers.{index}.")
+            self._fill(layer, block_prefix(index))
             yield layer
             layer.to("meta")
             give_back_memory()

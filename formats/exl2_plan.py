@@ -13,8 +13,8 @@ from typing import Final
 import torch
 
 from hermetiq.errors import Finding, Refusal
-from hermetiq.model import EMBEDDING, HEAD, ModelConfig
-from hermetiq.quantize.ladder import LADDER, Rung, head_rung, stored_bits
+from hermetiq.model import EMBEDDING, HEAD, ModelConfig, block_prefix
+from hermetiq.quantize.ladder import LADDER, Rung, bit_budget, head_rung, stored_bits
 from hermetiq.quantize.spec import Spec
 from hermetiq.rules import finding
 
@@ -41,8 +41,7 @@ class MixedPlan:
     @property
     def budget(self) -> int:
         """Bits that all layers of the blocks may take together."""
-        # Recipes have three decimals at most; binary fractions could round the product up.
-        return round(1000 * self.spec.mixed.bpw) * sum(map(prod, linears(self.model).values())) // 1000
+        return bit_budget(self.spec.mixed.bpw, sum(map(prod, linears(self.model).values())))
 
     @property
     def bytes(self) -> int:
@@ -128,7 +127,7 @@ def _misfits(model: ModelConfig) -> Iterator[Finding]:
     Rows could be padded, as the head's are, but the reader counts heads and features without padding.
     """
     for name, (height, width) in linears(model).items():
-        if not name.startswith("model.layers.0."):
+        if not name.startswith(block_prefix(0)):
             return
         if width % exl2.COLUMNS or height % exl2.ROWS:
             expected = f"multiples of {(exl2.ROWS, exl2.COLUMNS)}, which the reader takes at a time"

@@ -19,7 +19,7 @@ from hermetiq.errors import HermetiqError
 from hermetiq.formats.output import write_files
 from hermetiq.manifest import StoredFile
 from hermetiq.quantize.allocate import Option, allocate
-from hermetiq.quantize.ladder import LADDER, Rung, stored_bits
+from hermetiq.quantize.ladder import LADDER, Rung, bit_budget, stored_bits
 
 FILE: Final = "measurement.json"
 VERSION: Final = 1
@@ -114,7 +114,7 @@ class Measurement:
         """
         options = {module: layer.options for module, layer in self.layers.items()}
         least = sum(min(option.bits for option in choices) for choices in options.values())
-        budget = int(bpw * self.weights)
+        budget = bit_budget(bpw, self.weights)
         if least > budget:
             raise HermetiqError(
                 f"{bpw} bits per weight are too few for this model's layers",

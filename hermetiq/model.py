@@ -19,6 +19,11 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The `model_type`s that hermetiq reads: dense decoders with RMSNorm, rotary attention and a gated MLP."""
 
 
+def block_prefix(index: int) -> str:
+    """What the names of a decoder block's tensors begin with."""
+    return f"model.layers.{index}."
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What `config.json` says of a dense decoder, in one spelling (both rope spellings are read, U29)."""
@@ -57,7 +62,7 @@ class ModelConfig:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (self.rows, self.hidden)}
         for index in range(self.layers):
-            block = f"model.layers.{index}."
+            block = block_prefix(index)
             tensors[block + "input_layernorm.weight"] = (self.hidden,)
             shapes = {"q": (q, self.hidden), "k": (kv, self.hidden), "v": (kv, self.hidden), "o": (self.hidden, q)}
             for letter, shape in shapes.items():

@@ -31,7 +31,7 @@ from hermetiq.formats.exl2_plan import HEAD_MODULE, allocated
 from hermetiq.formats.linear_plan import LinearPlan, linears
 from hermetiq.journal import Journal
 from hermetiq.measurement import Layer, Measurement
-from hermetiq.model import HEAD
+from hermetiq.model import HEAD, block_prefix
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part
 from hermetiq.quantize.block import BlockSolver, Rungs, SolvedBlock, solve_head
@@ -180,7 +180,7 @@ def _round(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torc
     depth, load = job.source.model.layers, sound(job.source)
     names = job.source.model.expected_tensors()
     for index in range(journal.blocks - depth - 1, depth):
-        prefix = _prefix(index)
+        prefix = block_prefix(index)
         weights = {
             name.removeprefix(prefix): load(name).to(device, torch.float32) for name in names if name.startswith(prefix)
         }
@@ -217,16 +217,14 @@ class _Visitor:
         if not block.weights:
             tensors |= self._heads(block.inputs[HEAD])
         elif self.job.linear or self.job.mixed:
-            prefix = _prefix(block.index)
-            inputs = {name.removeprefix(prefix): item for name, item in block.inputs.items()}
-            weights = {name.removeprefix(prefix): weight for name, weight in block.weights.items()}
-            solver = BlockSolver(weights, inputs, self.job.source.model)
+            prefix = block_prefix(block.index)
+            solver = BlockSolver.of(block, self.job.source.model)
             solved = {path: solver.solve(track.recipe(prefix)) for path, track in self.tracks.items()}
             made, said = _kept(solved, prefix, self.tracks)
             tensors, notes = tensors | made, notes | said
             if self.job.measures:
                 measured = solver.measure(LADDER)
-                leaders = {group.linears[0]: inputs[group.linears[0]] for group in GROUPS}
+                leaders = {group.linears[0]: block.inputs[prefix + group.linears[0]] for group in GROUPS}
                 tensors[_STATISTICS] = {name: item.triangle for name, item in leaders.items()}
                 notes["statistics"] = {name: item.notes for name, item in leaders.items()}
                 notes["measured"] = {
@@ -249,10 +247,6 @@ class _Visitor:
             path: {f"{HEAD_MODULE}.{part}": tensor for part, tensor in made[rung].items()}
             for path, rung in rungs.items()
         }
-
-
-def _prefix(index: int) -> str:
-    return f"model.layers.{index}."
 
 
 def _sequential(solved: Mapping[str, SolvedBlock], prefix: str) -> dict[str, Tensor]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from hermetiq.calibration.statistics import Statistics
-from hermetiq.model import ModelConfig
+from hermetiq.model import ModelConfig, block_prefix
 
 from . import exl2, gptq
 from .factor import Factor, factorize
@@ -23,6 +24,9 @@ from .measure import disturbed, measure
 from .polish import polish
 from .result import MixedLinear, QuantizedLinear
 from .spec import LinearRecipe, Order
+
+if TYPE_CHECKING:
+    from hermetiq.calibration.observe import Block
 
 Rungs = Mapping[str, Rung]
 """What EXL2 makes of a block: the rung of each linear, by the name of its weight."""
@@ -67,6 +71,16 @@ class BlockSolver:
     def __init__(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Statistics], model: ModelConfig) -> None:
         self._weights, self._inputs, self._model = weights, inputs, model
         self._prepared: dict[Order, _Prepared] = {}
+
+    @classmethod
+    def of(cls, block: Block, model: ModelConfig) -> Self:
+        """For a block as the pass of calibration shows it."""
+        prefix = block_prefix(block.index)
+        return cls(
+            {name.removeprefix(prefix): weight for name, weight in block.weights.items()},
+            {name.removeprefix(prefix): seen for name, seen in block.inputs.items()},
+            model,
+        )
 
     def solve(self, recipe: LinearRecipe | Rungs) -> SolvedBlock:
         """Quantize the block.

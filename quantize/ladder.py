@@ -7,6 +7,7 @@ columns, whatever the layer's shape, so that one measurement serves every target
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from typing import Final
 
@@ -48,6 +49,12 @@ def stored_bits(groups: Groups, out: int) -> int:
     columns = sum(size for _, size in groups)
     codes = sum(bits * size for bits, size in groups) * out
     return codes + len(groups) * (4 * out + 16 + 32) + 32 * columns
+
+
+def bit_budget(bpw: float, weights: int) -> int:
+    """Bits that so many weights may take at `bpw` bits each."""
+    # As the number is written: the binary fraction nearest to 4.65 could round the product to either side.
+    return int(Fraction(str(bpw)) * weights)
 
 
 def _rung(*widths: tuple[int, float], group_size: int) -> Rung:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermetiq.quantize.ladder import LADDER, Rung, head_rung, stored_bits
+from hermetiq.quantize.ladder import LADDER, Rung, bit_budget, head_rung, stored_bits
 from tests.oracles import exl2 as oracle
 
 COLUMNS = [32, 64, 96, 160, 576, 1536, 4096, 11008]
@@ -85,3 +85,10 @@ def test_every_rung_keeps_the_readers_rules() -> None:
         assert sum(share for _, share in rung.widths) == pytest.approx(1.0)
         assert all(before > after for (before, _), (after, _) in pairwise(rung.widths))
         assert {bits for bits, _ in rung.widths} <= {2, 3, 4, 5, 6, 8}
+
+
+def test_a_budget_is_of_the_number_as_it_is_written() -> None:
+    # The nearest binary fractions lie below.
+    assert bit_budget(2.3, 10**18) == 23 * 10**17
+    assert bit_budget(4.1, 10**18) == 41 * 10**17
+    assert bit_budget(4.65, 3) == 13
