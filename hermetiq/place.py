@@ -75,11 +75,13 @@ def finished(folder: Path, job: Job) -> Manifest | None:
     made = [(item.file, item.spec) for item in manifest.artifacts]
     asked = [(path, str(spec)) for path, spec in job.specs.items()]
     calibrated = manifest.calibration and (manifest.calibration.sha256, manifest.calibration.sequential)
+    measured = manifest.measurement.sha256 if manifest.measurement else None
     same = (
         made == asked
         and calibrated == (job.rows and (job.rows.sha256, job.sequential))
         and any(item.imatrix for item in manifest.artifacts) == job.importance
         and manifest.source.fingerprint == job.fingerprint
+        and (job.measurement is None or measured == job.measurement.sha256)
     )
     if not same:
         return None

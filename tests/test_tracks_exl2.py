@@ -170,6 +170,17 @@ def test_a_measurement_makes_the_same_folder_without_measuring(
     assert again.plan.disk < asked(model, "exl2:4.0bpw").plan.disk
 
 
+def test_a_finished_export_by_another_measurement_is_another(model: Path, out: Path, tmp_path: Path) -> None:
+    same = asked(model, "exl2:4.0bpw", measurement=out / measurement.FILE)
+    made = export(same, tmp_path / "again")
+    assert export(same, tmp_path / "again", resume=True) == made
+    document = json.loads((out / measurement.FILE).read_text())
+    document["layers"]["model.layers.0.mlp.up_proj"]["factor"] *= 2
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(HermetiqError, match="not empty"):
+        export(asked(model, "exl2:4.0bpw", measurement=tmp_path / "other.json"), tmp_path / "again", resume=True)
+
+
 def test_another_target_of_a_measurement(model: Path, out: Path, tmp_path: Path) -> None:
     job = asked(model, "exl2:6.0bpw", "gptq:4bit-g32", measurement=out / measurement.FILE)
     (artifact, _) = export(job, tmp_path / "out").artifacts
