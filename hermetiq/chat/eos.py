@@ -116,7 +116,7 @@ def sentencepiece_of(checkpoint: Checkpoint) -> sentencepiece.SentencePieceProce
     data = sentencepiece_file(checkpoint)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):
         return None
 
 

@@ -115,7 +115,8 @@ def _read_sentencepiece(path: Path, documents: Mapping[str, Any]) -> Source:
     """
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+    # What the library has to say of a broken file it may quote from the file, in bytes that are no text.
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise _refusal(path.name, "a file that sentencepiece cannot read", "a SentencePiece model") from error
     tokens = {
         index: Token(pieces.id_to_piece(index), _kind(pieces, index), pieces.get_score(index))
