@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hermetiq.doctor import Line
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Plan
+    from hermetiq.recipes import Recipe
     from hermetiq.repair import Repair
     from hermetiq.verify import ArtifactReport
 
@@ -402,6 +403,40 @@ def show_reports(reports: Sequence[ArtifactReport]) -> None:
                     f"[bold red]fail[/] {escape(Path(item.file).name)}: {check.name}: {escape(check.reason)}",
                     soft_wrap=True,
                 )
+
+
+@app.command()
+def recipes(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export.")],
+    runtime: Annotated[str | None, typer.Option(help="Only for this program; all without it.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write them as files into this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print how Ollama, llama.cpp, LM Studio, vLLM and others are to serve the artifacts."""
+    with loading():
+        from hermetiq import recipes as kitchen
+        from hermetiq.manifest import Manifest
+
+    found = kitchen.recipes(Manifest.read(folder), kitchen.seen_from(folder, save), runtime=runtime)
+    if save:
+        kitchen.save(found, save)
+    if as_json:
+        print_json([recipe.to_json() for recipe in found])
+    else:
+        show_recipes(found, save)
+
+
+def show_recipes(found: Sequence[Recipe], save: Path | None) -> None:
+    """The texts as they are, so that one can go straight into a file; whose they are is talk."""
+    for recipe in found:
+        if recipe.refused:
+            place = f"{recipe.runtime}, {one_line(recipe.artifact)}"
+            talk.print(f"[yellow]no recipe[/] {place}: {one_line(recipe.refused)}", soft_wrap=True)
+        elif save:
+            out.print(escape(str(save / recipe.name)))
+        else:
+            talk.print(f"[bold]{recipe.runtime}[/] {one_line(recipe.name)}", soft_wrap=True)
+            print(recipe.text)
 
 
 @app.command()

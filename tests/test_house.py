@@ -26,7 +26,7 @@ ORDER = (
     {"hermetiq.companions"},
     {"hermetiq.repair", "hermetiq.runtimes"},
     {"hermetiq.manifest"},
-    {"hermetiq.measurement"},
+    {"hermetiq.measurement", "hermetiq.recipes"},
     {"hermetiq.plan", "hermetiq.journal"},
     {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.harvest"},
