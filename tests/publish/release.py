@@ -16,7 +16,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECS = ("gguf:Q8_0", "gguf:Q4_K_M", "gptq:4bit-g64", "gptq:8bit-g128", "awq:4bit-g64", "exl2:4.65bpw", "exl2:3bpw")
+SPECS = ("gguf:Q8_0", "gguf:Q4_K_M", "gptq:4bit-g64", "gptq:8bit-g128", "awq:4bit-g64", "exl2:4.65bpw", "exl2:3.0bpw")
 
 
 def contract() -> ChatContract:

@@ -32,7 +32,7 @@ def test_every_format_has_its_repo_and_every_bitrate_its_branch(tmp_path: Path) 
         "ada/Hermes-GGUF": {"main": {"Hermes-Q8_0.gguf", "Hermes-Q4_K_M.gguf"}},
         "ada/Hermes-GPTQ": {"main": FOLDER, "gptq-8bit-g128": FOLDER},
         "ada/Hermes-AWQ": {"main": FOLDER},
-        "ada/Hermes-EXL2": {"main": {"measurement.json"}, "4.65bpw": FOLDER, "3bpw": FOLDER},
+        "ada/Hermes-EXL2": {"main": {"measurement.json"}, "4.65bpw": FOLDER, "3.0bpw": FOLDER},
     }
 
 
