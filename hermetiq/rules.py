@@ -326,6 +326,24 @@ _TABLE = (
         "A chat then shows the model answers that do not end as those of its training did, and it learns to go on.",
         "Print EOS behind the assistant's text in the template ({{ eos_token }}), as the training did.",
     ),
+    Rule(
+        "never-stops",
+        "error",
+        ("U40",),
+        "The model itself does not have the terminator among its choices where assistant turns end in held-out chats.",
+        "It was not taught to stop, often because padding was the terminator and trainers mask padding: a fault of the "
+        "training, which no quantizer caused and none repairs.",
+        "Train again with the terminator in the loss and another token for padding, or take a model that stops.",
+    ),
+    Rule(
+        "tensors-lost",
+        "error",
+        ("U30",),
+        "An artifact lacks tensors of its source, or a checkpoint those that its configuration or its parent has "
+        "beside the decoder.",
+        "Loaders fill the gap with random numbers or drop what needs it, such as drafting several tokens at once.",
+        "Export or save again with a tool that keeps these tensors, or copy them from the source or the parent.",
+    ),
 )
 
 _LONGEST = 600
