@@ -29,6 +29,7 @@ from hermetiq.runtimes.environments import RUNTIMES, ensure, environment_of
 
 if TYPE_CHECKING:
     from hermetiq.doctor import Line
+    from hermetiq.forward import Forward
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Plan
     from hermetiq.recipes import Recipe
@@ -53,6 +54,9 @@ talk = Console(stderr=True, highlight=False, emoji=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
+
+SHOWN_ENDS = 3
+"""Turn ends of an artifact that are named, the worst; the manifest has all."""
 
 
 class Device(StrEnum):
@@ -181,29 +185,54 @@ def inspect(
     ignore: Ignore = None,
     parent: Annotated[list[str] | None, typer.Option(help="Folder of a model it was merged of.")] = None,
     weights: Annotated[bool, typer.Option(help="Scan the tensors for NaN and untrained rows.")] = True,
+    forward: Annotated[
+        bool,
+        typer.Option("--forward", help="Run the model over held-out chats too: does it stop, does float16 hold it?"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Lint a checkpoint or an artifact against the rules."""
     with loading():
         from hermetiq.chat.inspect import inspect as run
 
-    with progress("reading"):
+        if forward:
+            from hermetiq import forward as gate
+
+    chosen, left_out, seen = tuple(select or ()), tuple(ignore or ()), None
+    with progress("reading") as tick:
         result = run(
-            path, adapter=adapter, parents=tuple(parent or ()), weights=weights,
-            select=tuple(select or ()), ignore=tuple(ignore or ()),
-        )  # fmt: skip
+            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, select=chosen, ignore=left_out
+        )
+        if forward and result.contract:
+            seen = gate.forward(path, result.contract, adapter=adapter, tick=tick)
+            result = gate.joined(result, seen, select=chosen, ignore=left_out)
+    if forward and seen is None:
+        talk.print("[yellow]--forward[/]: the model was not run, since it has no chat contract")
     if as_json:
-        print_json(result.to_json())
+        print_json(result.to_json() | ({"forward": seen and seen.to_json()} if forward else {}))
     else:
         show_findings(out, result.findings)
         if contract := result.contract:
             stops = ", ".join(map(str, contract.stop_ids))
             out.print(f"terminator {escape(contract.terminator)} = {contract.terminator_id}; stops on {stops}; "
                       f"{contract.tokens} tokens, {contract.rows} rows")  # fmt: skip
+        if seen:
+            show_forward(seen)
         counts = {kind: sum(item.severity == kind for item in result.findings) for kind in STYLES}
         out.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     if any(item.severity == "error" for item in result.findings):
         raise typer.Exit(1)
+
+
+def show_forward(seen: Forward) -> None:
+    for note in seen.notes:
+        talk.print(f"[blue]note[/] {escape(note)}", soft_wrap=True)
+    place = f"{seen.turn_ends} turn ends of {seen.chats} held-out chats"
+    if seen.median_rank is None:
+        out.print(f"forward: broken before the {place} could be asked about")
+    else:
+        out.print(f"forward: the terminator is the first choice at {seen.first_choices} of {place}, its median rank "
+                  f"{seen.median_rank:g}; the largest activation is {seen.largest_activation:.4g}")  # fmt: skip
 
 
 @app.command()
@@ -394,6 +423,8 @@ def show_reports(reports: Sequence[ArtifactReport]) -> None:
         table.add_row(Path(item.file).name, size(item.bytes), f"{item.bpw:.2f}", f"{item.kl:.4f}", f"{item.top1:.1%}",
                       f"{item.terminator:+.3f}", item.stops, verdict)  # fmt: skip
     out.print(table)
+    for item in reports:
+        show_ends(item)
     for note in dict.fromkeys(note for item in reports for note in item.verification.notes):
         talk.print(f"[blue]note[/] {escape(note)}", soft_wrap=True)
     for item in reports:
@@ -403,6 +434,20 @@ def show_reports(reports: Sequence[ArtifactReport]) -> None:
                     f"[bold red]fail[/] {escape(Path(item.file).name)}: {check.name}: {escape(check.reason)}",
                     soft_wrap=True,
                 )
+
+
+def show_ends(report: ArtifactReport) -> None:
+    """How readily an artifact ends its turns, and where it lost most of that."""
+    ends = report.verification.turn_ends
+    if not ends:
+        return
+    before, after = report.first_choices
+    asked = f"ended {report.stop_rate:.0%} of its answers" if report.stop_rate == report.stop_rate else "was not asked"
+    out.print(f"{one_line(Path(report.file).name)}: the terminator is the first choice at {after} of {len(ends)} turn "
+              f"ends (source {before}); in free generation it {asked}", soft_wrap=True)  # fmt: skip
+    for end in report.verification.most_lost[:SHOWN_ENDS]:
+        out.print(f"    {-end.drop:+.2f} nats, rank {end.source_rank} to {end.artifact_rank}: chat {end.chat}, token "
+                  f"{end.position}, …{one_line(end.text)}", soft_wrap=True)  # fmt: skip
 
 
 @app.command()

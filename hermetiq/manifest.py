@@ -19,9 +19,14 @@ from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
 from hermetiq.formats.output import write_files
+from hermetiq.verification import Verification
 
 FILE = "hermetiq.json"
-VERSION = 3
+STAGES = "hermetiq-stages.json"
+REPORT = "report.html"
+BESIDE = (STAGES, REPORT)
+"""What lies beside an export, is no part of it, and goes when it goes."""
+VERSION = 4
 LIBRARIES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers", "xllamacpp")
 """Packages whose version can change an artifact or a measurement."""
 _REMEDY: Final = "export again; the file was damaged or edited"
@@ -95,6 +100,8 @@ class Artifact:
     solving: Solving = field(default_factory=Solving)
     widths: Mapping[str, str] = field(default_factory=dict)
     """The rung of the ladder that each linear layer got, by module (EXL2)."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Of each linear layer that a solver rounded, by module: energy of the output's error over that of the output."""
     expected_kl: float | None = None
     """Damage that the allocation of those rungs expects, nats per token (EXL2)."""
 
@@ -106,30 +113,6 @@ class StoredFile:
     path: str
     """Relative to the manifest's folder, with forward slashes."""
     sha256: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked: `value` against `limit`, and in words the `reason` when it failed."""
-
-    name: str
-    passed: bool
-    value: float | str
-    limit: float | str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found out about one artifact."""
-
-    sha256: str
-    """Of the bytes that were verified, as in `Artifact`."""
-    checks: tuple[Check, ...]
-    figures: Mapping[str, float]
-    """Measurements by name; those that could not be taken are left out."""
-    notes: tuple[str, ...] = ()
-    """Differences that matter to somebody and fail nothing."""
 
 
 @dataclass(frozen=True)

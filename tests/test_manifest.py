@@ -19,15 +19,14 @@ from hermetiq.manifest import (
     FILE,
     Artifact,
     Calibration,
-    Check,
     Manifest,
     Solving,
     Source,
     StoredFile,
-    Verification,
     combined_sha256,
     sha256_of,
 )
+from hermetiq.verification import Check, TagRow, TurnEnd, Verification
 
 CONTRACT = ChatContract(
     template="{{ '日本' }}",
@@ -42,6 +41,8 @@ CONTRACT = ChatContract(
     tokens=32002,
     rows=32064,
     eos_sources=(EosSource("config.json", "eos_token_id", "32000", (32000,)),),
+    prompt_format="chatml",
+    stop_strings=("### Input:",),
 )
 ARTIFACT = Artifact(
     spec="gguf:Q8_0",
@@ -121,8 +122,8 @@ def renamed_part(document: dict[str, Any], name: str) -> None:
 
 Change = Callable[[dict[str, Any]], object]
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "another version": (lambda it: it.update(version=2), "version 3"),
-    "no version": (lambda it: it.pop("version"), "version 3"),
+    "another version": (lambda it: it.update(version=2), "version 4"),
+    "no version": (lambda it: it.pop("version"), "version 4"),
     "a key missing": (lambda it: it.pop("source"), "keys missing or unknown: source"),
     "a key too many": (lambda it: it["source"].update(extra=1), "source: keys missing or unknown: extra"),
     "a text for a number": (lambda it: it["artifacts"][0].update(bytes="100"), r"artifacts\[0\]\.bytes: found '100'"),

@@ -1,6 +1,6 @@
 """Proof that an artifact is still the same chat model: contract, parity, fidelity, smoke."""
 
-from hermetiq.manifest import Check
+from hermetiq.verification import Check
 from hermetiq.verify.artifact import verify
 from hermetiq.verify.report import ArtifactReport
 

@@ -14,16 +14,18 @@ from pathlib import Path
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.formats.legacy import legacy_note
-from hermetiq.manifest import Artifact, Check, Manifest, Verification
+from hermetiq.manifest import Artifact, Manifest
 from hermetiq.progress import Ticker, part, silent
+from hermetiq.verification import Check
 
-from . import folder_artifact, foreign, gguf_artifact, judge, reference
+from . import folder_artifact, foreign, gguf_artifact, judge, reference, stored_tensors, terminator
 from .examined import Examine, Examined, Stored, told
-from .fidelity import compare
+from .fidelity import Fidelity, compare, turn_ends_of
 from .judge import Findings
 from .reading import Reading, read_rows
 from .reference import Reference
 from .report import ArtifactReport
+from .tag_rows import TagRows
 from .thresholds import Limits, limits_for
 
 EXAMINE: dict[str, Examine] = {
@@ -69,20 +71,39 @@ def verify(
     answers = [answer.ids for item in examined for answer in item.all_answers]
     whole = _walk(source, (*asked.rows, *answers), "reading the source", part(tick, 0.5, 0.6))
     states = iter(whole.states)
-    held_out = Reading(list(islice(states, len(asked.rows))), whole.logits)
+    held_out = _Source(asked, Reading(list(islice(states, len(asked.rows))), whole.logits), source)
     reports = []
     for number, item in enumerate(examined):
         span = part(tick, 0.6 + 0.4 * number / count, 0.6 + 0.4 * (number + 1) / count)
         answered = Reading(list(islice(states, len(item.all_answers))), whole.logits)
         limits = limits_for(item.stored.spec, weights=source.model.weights, max_kl=max_kl)
-        found = item.findings + Findings(notes=asked.notes) + _by_walk(item, asked, held_out, limits, span)
-        found += _by_answers(item, asked, answered, limits, source.tokenizer.decode)
+        found = item.findings + held_out.findings + _by_walk(item, held_out, limits, span)
+        found += _by_answers(item, asked, answered, limits, held_out.decode)
         artifact = item.stored.artifact
-        verification = Verification(item.sha256, found.checks, found.figures, found.notes)
+        verification = found.verified(item.sha256)
         reports.append(ArtifactReport(artifact, verification))
         manifest = manifest.with_verification(artifact.file, verification)
     manifest.write(folder)
     return tuple(reports)
+
+
+class _Source:
+    """What the artifacts are held against, measured once for all of them."""
+
+    def __init__(self, asked: Reference, reading: Reading, checkpoint: Checkpoint) -> None:
+        """Look at the source's own turn ends and tags.
+
+        Args:
+            reading: of the held-out chats.
+
+        Raises:
+            Refusal: a tensor cannot be read.
+        """
+        self.asked, self.reading, self.decode = asked, reading, checkpoint.tokenizer.decode
+        rows = list(zip(asked.rows, reading.states, strict=True))
+        ends = turn_ends_of(rows, reading.logits, asked.ends, asked.contract.terminator_id)
+        self.findings = Findings((terminator.source_check(ends, asked.contract),), notes=asked.notes)
+        self.tag_rows = TagRows(checkpoint, asked.contract.tags)
 
 
 def _require_source(manifest: Manifest, source: Checkpoint, folder: Path) -> None:
@@ -107,10 +128,11 @@ def _stored(manifest: Manifest, artifact: Artifact, folder: Path) -> Stored:
 def _examine(stored: Stored, asked: Reference, source: Checkpoint, runtime: str | None, tick: Ticker) -> Examined:
     """What the artifact, and the runtime if there is one, says without a walk."""
     item = EXAMINE[stored.spec.format](stored, asked, part(tick, 0.0, 0.5) if runtime else tick)
+    lost = stored_tensors.lost(stored.path, stored.spec, source.model)
     notes = [note for note in (legacy_note(stored.spec), foreign.unasked(runtime, stored.spec)) if note]
     if runtime and (reason := foreign.unread(runtime, stored.spec)):
         notes.append(f"{reason}; not asked")
-    item = replace(item, findings=item.findings + Findings(notes=tuple(notes)))
+    item = replace(item, findings=item.findings + lost + Findings(notes=tuple(notes)))
     if runtime is None or foreign.unread(runtime, stored.spec):
         return item
     seen = foreign.observe(runtime, stored.path, asked, source.tokenizer.decode, part(tick, 0.5, 1.0))
@@ -122,19 +144,22 @@ def _walk(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], what: str, tick
     return read_rows(checkpoint, rows, on_block=lambda done, blocks: tick(what, done / blocks))
 
 
-def _by_walk(item: Examined, asked: Reference, source: Reading, limits: Limits, tick: Ticker) -> Findings:
+def _by_walk(item: Examined, source: _Source, limits: Limits, tick: Ticker) -> Findings:
     """Source and artifact through the same walk, and the artifact's walk against what runtimes compute."""
     if item.checkpoint is None:
         return Findings()
-    rows = item.checkpoint.model.rows
+    asked, rows = source.asked, item.checkpoint.model.rows
     if rows != asked.contract.rows:
         reason = f"the artifact has {rows} rows of vocabulary, the source {asked.contract.rows}"
         return Findings((Check("kl", False, "incomparable", limits.kl, reason),))
     try:
+        found = source.tag_rows.compare(item.checkpoint, imatrix=item.stored.artifact.imatrix)
         artifact = _walk(item.checkpoint, asked.rows, f"comparing {item.stored.path.name}", tick)
     except HermetiqError as error:
         return Findings((Check("kl", False, "unreadable", limits.kl, told(error, item.stored.path)),))
-    found = _fidelity(asked, source, artifact, limits)
+    measured = _measured(source, artifact)
+    found += judge.fidelity_findings(measured, limits)
+    found += terminator.turn_end_findings(measured, asked, source.decode)
     if item.logprobs:
         found += judge.agreement_findings(item.logprobs, asked, artifact)
     if item.foreign:
@@ -142,16 +167,16 @@ def _by_walk(item: Examined, asked: Reference, source: Reading, limits: Limits, 
     return found
 
 
-def _fidelity(asked: Reference, source: Reading, artifact: Reading, limits: Limits) -> Findings:
-    measured = compare(
-        list(zip(asked.rows, source.states, strict=True)),
+def _measured(source: _Source, artifact: Reading) -> Fidelity:
+    asked = source.asked
+    return compare(
+        list(zip(asked.rows, source.reading.states, strict=True)),
         list(zip(asked.rows, artifact.states, strict=True)),
-        source_logits=source.logits,
+        source_logits=source.reading.logits,
         artifact_logits=artifact.logits,
         ends=asked.ends,
         terminator=asked.contract.terminator_id,
     )
-    return judge.fidelity_findings(measured, limits)
 
 
 def _by_answers(

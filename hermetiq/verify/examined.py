@@ -14,9 +14,10 @@ from hermetiq.chat.contract import ChatContract, derive
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import Artifact, Check, combined_sha256, sha256_of
+from hermetiq.manifest import Artifact, combined_sha256, sha256_of
 from hermetiq.progress import Ticker
 from hermetiq.quantize.spec import Spec, parse
+from hermetiq.verification import Check
 
 from . import judge
 from .foreign import Observed

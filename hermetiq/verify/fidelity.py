@@ -28,7 +28,7 @@ Row = tuple[Sequence[int], Tensor]
 
 
 @dataclass(frozen=True)
-class TurnEnd:
+class Readiness:
     """How ready a model was to say the terminator where an assistant turn ends; rank 1 is its first choice."""
 
     row: int
@@ -49,8 +49,8 @@ class Fidelity:
     perplexity_artifact: float
     top1_agreement: float
     """Share of tokens, 0 to 1, where both have the same first choice."""
-    source_ends: tuple[TurnEnd, ...]
-    artifact_ends: tuple[TurnEnd, ...]
+    source_ends: tuple[Readiness, ...]
+    artifact_ends: tuple[Readiness, ...]
     """The same turn ends in the same order."""
 
     @property
@@ -110,7 +110,7 @@ def logprobs(logits: Tensor) -> Tensor:
 
 def turn_ends_of(
     rows: Sequence[Row], logits: Logits, ends: Sequence[tuple[int, int]], terminator: int
-) -> tuple[TurnEnd, ...]:
+) -> tuple[Readiness, ...]:
     """The terminator's log-probability and rank at each of `ends`."""
     found = []
     for start in range(0, len(ends), CHUNK):
@@ -121,7 +121,7 @@ def turn_ends_of(
         # Counted by what is not smaller, itself included: among ties and among NaN the terminator comes last.
         ranks = (~(table < values[:, None])).sum(dim=1)
         found += [
-            TurnEnd(row, position, float(value), int(rank))
+            Readiness(row, position, float(value), int(rank))
             for (row, position), value, rank in zip(places, values, ranks, strict=True)
         ]
     return tuple(found)

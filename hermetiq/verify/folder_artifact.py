@@ -14,8 +14,8 @@ import transformers
 from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.tokenizer_guard import panics_refused
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import Check
 from hermetiq.progress import Ticker
+from hermetiq.verification import Check
 
 from . import native, parity
 from .examined import Examined, Stored, bytes_found, opened, told
@@ -38,7 +38,8 @@ def examine(stored: Stored, asked: Reference, tick: Ticker) -> Examined:
     found += _stops(asked.contract, contract) + _tokenizer(stored.path, asked)
     tick(what, 0.1)
     if lacking := native.memory_note(checkpoint):
-        return Examined(stored, digest, checkpoint, found + Findings(notes=(f"{stored.path.name}: {lacking}",)))
+        unasked = Findings(figures={"smoke_unasked": len(asked.smoke)}, notes=(f"{stored.path.name}: {lacking}",))
+        return Examined(stored, digest, checkpoint, found + unasked)
     try:
         answers = native.answers(checkpoint, asked, lambda share: tick(what, 0.1 + 0.9 * share))
     except HermetiqError as error:

@@ -18,11 +18,11 @@ from torch import Tensor
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.folder import FLOATS
 from hermetiq.errors import CheckFailed, HermetiqError
-from hermetiq.manifest import Check
 from hermetiq.progress import Ticker, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.runtimes.environments import RUNTIMES, environment_of, lacking, runtime
 from hermetiq.runtimes.packages import Answers, Question, ask
+from hermetiq.verification import Check
 
 from . import judge, parity
 from .fidelity import logprobs

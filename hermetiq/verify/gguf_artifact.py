@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hermetiq.errors import CheckFailed
-from hermetiq.manifest import Check
 from hermetiq.progress import Ticker
+from hermetiq.verification import Check
 
 from . import judge
 from .examined import Examined, Stored, bytes_found, opened, told

@@ -15,10 +15,10 @@ import torch
 
 from hermetiq.chat import contract as contracts
 from hermetiq.chat.contract import ChatContract
-from hermetiq.manifest import Check
+from hermetiq.verification import Check, TagRow, TurnEnd, Verification
 
 from . import parity, smoke
-from .fidelity import CHUNK, Fidelity, TurnEnd, logprobs
+from .fidelity import CHUNK, Fidelity, Readiness, logprobs
 from .observe import Observation
 from .reading import Reading
 from .reference import Reference
@@ -31,15 +31,27 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Findings:
-    """Checks, figures and notes as they come together for one artifact."""
+    """Checks, figures, notes and records as they come together for one artifact."""
 
     checks: tuple[Check, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     """By name, finite."""
     notes: tuple[str, ...] = ()
+    turn_ends: tuple[TurnEnd, ...] = ()
+    tag_rows: tuple[TagRow, ...] = ()
 
     def __add__(self, other: Findings) -> Findings:
-        return Findings(self.checks + other.checks, {**self.figures, **other.figures}, self.notes + other.notes)
+        return Findings(
+            self.checks + other.checks,
+            {**self.figures, **other.figures},
+            self.notes + other.notes,
+            self.turn_ends + other.turn_ends,
+            self.tag_rows + other.tag_rows,
+        )
+
+    def verified(self, sha256: str) -> Verification:
+        """All of it, as the manifest keeps it for the bytes of this digest."""
+        return Verification(sha256, self.checks, self.figures, self.notes, self.turn_ends, self.tag_rows)
 
 
 def contract_check(source: ChatContract, artifact: ChatContract) -> Check:
@@ -90,7 +102,7 @@ def fidelity_findings(measured: Fidelity, limits: Limits) -> Findings:
         "terminator_worst_source": before.logprob,
         "terminator_worst_artifact": after.logprob,
     }
-    return Findings(checks, _finite(figures))
+    return Findings(checks, finite(figures))
 
 
 def agreement_findings(
@@ -108,7 +120,7 @@ def agreement_findings(
     kl = float(np.mean(divergences))
     check = _at_most("runtime-agreement", kl, RUNTIME_KL, "llama.cpp computes another model than the file's weights")
     figures = {"runtime_kl": kl, "runtime_terminator_logprob": float(np.mean(terminators))}
-    return Findings((check,), _finite(figures))
+    return Findings((check,), finite(figures))
 
 
 def smoke_findings(
@@ -134,7 +146,18 @@ def smoke_findings(
         Check("smoke-stops", not disagreed, agreed, prompts, "; ".join(disagreed)),
         Check("smoke-leaks", not leaked, len(leaked), 0, "; ".join(leaked)),
     )
-    return Findings(checks, {"smoke_prompts": prompts, "smoke_agreed": agreed, "smoke_stopped": stopped})
+    figures = {"smoke_prompts": prompts, "smoke_agreed": agreed, "smoke_stopped": stopped}
+    return Findings(checks, finite({**figures, "stop_rate": stopped / prompts if prompts else math.nan}))
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures that are numbers, rounded to `DIGITS`."""
+    return {name: value for name, figure in figures.items() if (value := number(figure)) is not None}
+
+
+def number(value: float) -> float | None:
+    """The value rounded to `DIGITS`; None where it is not finite, for which JSON has no word."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _at_most(name: str, value: float, limit: float, reason: str) -> Check:
@@ -146,17 +169,10 @@ def _at_least(name: str, value: float, limit: float, reason: str) -> Check:
 
 
 def _check(name: str, passed: bool, value: float, limit: float, reason: str) -> Check:
-    """A check of a figure; JSON has no word for a value that is not finite, so that one is spelled out."""
-    return Check(name, passed, _rounded(value) if math.isfinite(value) else str(value), limit, "" if passed else reason)
+    """A check of a figure; a value that is not finite is spelled out."""
+    told = number(value)
+    return Check(name, passed, str(value) if told is None else told, limit, "" if passed else reason)
 
 
-def _finite(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: _rounded(value) for name, value in figures.items() if math.isfinite(value)}
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
-
-
-def _mean_logprob(ends: Sequence[TurnEnd]) -> float:
+def _mean_logprob(ends: Sequence[Readiness]) -> float:
     return float(np.mean([end.logprob for end in ends]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import unified_diff
 
 from hermetiq.chat.contract import ChatContract, special_ids
-from hermetiq.manifest import Check
+from hermetiq.verification import Check
 
 LLAMA_CPP = "llama.cpp"
 SHOWN = 12

@@ -56,6 +56,22 @@ class Reference:
     """Held-out chats that were left out, and why."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out chats as the source's tokenizer and template make them."""
+
+    rows: tuple[tuple[int, ...], ...]
+    """Ids of each chat."""
+    ends: tuple[tuple[int, int], ...]
+    """As of `Reference`."""
+    texts: tuple[str, ...]
+    """Each chat as text."""
+    prompts: tuple[Prompt, ...]
+    """The beginning of every chat up to each of its answers."""
+    notes: tuple[str, ...]
+    """Chats that were left out, and why."""
+
+
 def read(checkpoint: Checkpoint) -> Reference:
     """Render and encode everything that artifacts are asked about.
 
@@ -64,8 +80,28 @@ def read(checkpoint: Checkpoint) -> Reference:
         HermetiqError: no held-out chat fits its template and context, or every assistant turn stays open.
     """
     contract, tokenizer = derive(checkpoint), checkpoint.tokenizer
-    scribe = Scribe(contract, tokenizer)
-    rendered = _conversations(scribe)
+    chats = held_out(checkpoint, contract)
+    specials = [token.text for token in tokenizer.vocabulary.tokens if token.kind in _TAG_KINDS]
+    questions = [({"role": "user", "content": text},) for text in smoke_prompts()]
+    return Reference(
+        contract=contract,
+        rows=chats.rows,
+        ends=chats.ends,
+        texts=_encodings(tokenizer, parity_strings(specials, chats.texts)),
+        decomposed=_encodings(tokenizer, decomposed_strings()),
+        smoke=tuple(prompt for prompt in _prompts(Scribe(contract, tokenizer), questions) if prompt),
+        samples=chats.prompts[:: max(1, len(chats.prompts) // SAMPLES)][:SAMPLES],
+        notes=chats.notes,
+    )
+
+
+def held_out(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
+    """Render and encode the held-out chats, and find where their assistant turns end.
+
+    Raises:
+        HermetiqError: no chat fits the template and the context, or every assistant turn stays open.
+    """
+    rendered = _conversations(Scribe(contract, checkpoint.tokenizer))
     taken = [chat for chat in rendered if chat and len(chat.ids) <= checkpoint.model.context_length]
     ends = [
         (row, position)
@@ -78,17 +114,11 @@ def read(checkpoint: Checkpoint) -> Reference:
             where=checkpoint.provenance.name,
             remedy="see what the template makes of a chat that alternates user and assistant",
         )
-    prompts = [prompt for chat in taken for prompt in chat.prompts]
-    specials = [token.text for token in tokenizer.vocabulary.tokens if token.kind in _TAG_KINDS]
-    questions = [({"role": "user", "content": text},) for text in smoke_prompts()]
-    return Reference(
-        contract=contract,
+    return HeldOut(
         rows=tuple(chat.ids for chat in taken),
         ends=tuple(ends),
-        texts=_encodings(tokenizer, parity_strings(specials, [chat.text for chat in taken])),
-        decomposed=_encodings(tokenizer, decomposed_strings()),
-        smoke=tuple(prompt for prompt in _prompts(scribe, questions) if prompt),
-        samples=tuple(prompts[:: max(1, len(prompts) // SAMPLES)][:SAMPLES]),
+        texts=tuple(chat.text for chat in taken),
+        prompts=tuple(prompt for chat in taken for prompt in chat.prompts),
         notes=_left_out(refused=rendered.count(None), long=len(rendered) - rendered.count(None) - len(taken)),
     )
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hermetiq.manifest import Artifact, Check, Verification
+from hermetiq.manifest import Artifact
+from hermetiq.verification import Check, Verification
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,19 @@ class ArtifactReport:
         agreed, prompts = self._figure("smoke_agreed"), self._figure("smoke_prompts")
         return "-" if math.isnan(prompts) else f"{agreed:.0f}/{prompts:.0f}"
 
+    @property
+    def stop_rate(self) -> float:
+        """Share of the smoke prompts, 0 to 1, whose answer the artifact ended by itself; NaN where it was not asked."""
+        return self._figure("stop_rate")
+
+    @property
+    def first_choices(self) -> tuple[int, int]:
+        """At how many turn ends the terminator is the first choice of the source, and of the artifact."""
+        ends = self.verification.turn_ends
+        return sum(end.source_rank == 1 for end in ends), sum(end.artifact_rank == 1 for end in ends)
+
     def to_json(self) -> dict[str, Any]:
-        """Stable, for scripts: the file, the verdict, every check and every figure that was measured."""
+        """Stable, for scripts: file, verdict, every check and figure, every turn end and the rows of every tag."""
         verification = asdict(self.verification)
         return {"file": self.file, "spec": self.artifact.spec, "passed": self.passed, **verification}
 

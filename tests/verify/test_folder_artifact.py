@@ -30,7 +30,7 @@ from tests.verify.test_verify import failed, small_questions
 
 IM_END = 32000
 GPTQ, AWQ, EXL2 = "gptq:4bit-g64", "awq:4bit-g64", "exl2:8.0bpw"
-CHECKS = "bytes contract stops tokens bos kl top1 terminator smoke-stops smoke-leaks"
+CHECKS = "bytes contract stops tokens bos tensors-lost never-stops tag-rows kl top1 terminator smoke-stops smoke-leaks"
 
 
 def signed(out: Path, name: str, spec: str) -> Artifact:
@@ -70,6 +70,10 @@ def nan_in_a_norm(folder: Path) -> None:
     change_weights(folder, lambda weights: weights["model.norm.weight"][0].fill_(math.nan))
 
 
+def without_a_layers_scales(folder: Path) -> None:
+    change_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.scales") and None)
+
+
 def zeros_of_another_version(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     edit_json(
@@ -78,9 +82,10 @@ def zeros_of_another_version(folder: Path) -> None:
 
 
 FAULTS: dict[Callable[[Path], None], tuple[set[str], set[str]]] = {
-    cannot_end: ({"terminator", "smoke-stops"}, {"kl", "top1", "smoke-leaks"}),
+    cannot_end: ({"tag-rows", "terminator", "smoke-stops"}, {"kl", "top1", "smoke-leaks"}),
     not_a_number: ({"runtime", "kl"}, set()),
     nan_in_a_norm: ({"kl", "top1", "terminator"}, {"smoke-stops", "smoke-leaks"}),
+    without_a_layers_scales: ({"tensors-lost", "contract"}, set()),
     zeros_of_another_version: ({"kl", "top1"}, {"terminator", "smoke-stops", "smoke-leaks"}),
 }
 """Faults in the weights; the checks that fail for each, and others that may."""
@@ -247,6 +252,7 @@ def test_where_the_model_does_not_fit_nothing_is_pretended(
     examined = folder_artifact.examine(stored(copied, "m"), asked, silent)
     assert outcome(examined) == set()
     assert examined.answers is None
+    assert examined.findings.figures["smoke_unasked"] == len(asked.smoke)
     (note,) = examined.findings.notes
     assert note.startswith("m: smoke was not run natively: needs 0.1 GB, 0.0 GB free; ")
     assert "named by --runtime" in note

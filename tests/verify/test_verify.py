@@ -101,6 +101,10 @@ def duplicate_token(path: Path) -> None:
     set_token(path, twin, texts[300])
 
 
+def tensor_renamed(path: Path) -> None:
+    replace_once(path, b"blk.2.ffn_up.weight", b"blk.2.ffn_xx.weight")
+
+
 def half_a_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -115,8 +119,9 @@ FAULTS: dict[Callable[[Path], None], tuple[set[str], set[str]]] = {
     noise: ({"kl", "terminator"}, {"top1", *SMOKE}),
     # llama.cpp rounds activations to integers, where NaN gets lost.
     not_a_number: ({"kl", "top1", "terminator", "runtime-agreement"}, set()),
-    cannot_stop: ({"terminator", "smoke-stops"}, {"kl", "top1", "smoke-leaks"}),
+    cannot_stop: ({"tag-rows", "terminator", "smoke-stops"}, {"kl", "top1", "smoke-leaks"}),
     duplicate_token: ({"runtime"}, set()),
+    tensor_renamed: ({"tensors-lost", "contract", "runtime"}, set()),
     half_a_file: ({"contract", "runtime"}, set()),
 }
 """Faults, each in a file whose manifest names its new bytes; the checks that fail for it, and others that may."""
@@ -173,12 +178,15 @@ def failed(report: ArtifactReport) -> set[str]:
 def test_a_healthy_file_passes_every_check(verified: tuple[Path, dict[str, ArtifactReport]], recipe: str) -> None:
     report = verified[1][f"tiny-hermes-{recipe}"]
     assert report.passed, report.checks
-    names = "bytes contract runtime tokens bos stops kl top1 terminator runtime-agreement smoke-stops smoke-leaks"
+    before = "bytes contract runtime tokens bos stops tensors-lost never-stops tag-rows"
+    names = f"{before} kl top1 terminator runtime-agreement smoke-stops smoke-leaks"
     assert [check.name for check in report.checks] == names.split()
     figures = report.verification.figures
     assert all(math.isfinite(value) for value in figures.values())
     assert report.stops == "4/4"
     assert figures["smoke_stopped"] == 4
+    assert figures["stop_rate"] == report.stop_rate == 1
+    assert figures["terminator_first_source"] == figures["terminator_first_artifact"] == 1
     assert figures["perplexity_source"] == pytest.approx(figures["perplexity_artifact"], rel=0.1)
     assert figures["terminator_rank_source"] == figures["terminator_rank_artifact"] == 1
     assert figures["runtime_kl"] < 0.01
@@ -215,13 +223,36 @@ def test_reasons_show_the_fault(verified: tuple[Path, dict[str, ArtifactReport]]
     assert "to nan nats" in told["not_a_number"]
     assert "turns end less readily" in told["cannot_stop"]
     assert "goes on after" in told["cannot_stop"]
+    assert "<|im_end|> = 32000 in the head, Q8_0: off by 1 of its largest weight" in told["cannot_stop"]
+    assert "1 of 30 tensors are not in the file: blk.2.ffn_up.weight" in told["tensor_renamed"]
     assert "source-incomplete" in told["half_a_file"]
     assert "texts differ, the shortest" in told["tokens_swapped"]
 
 
+def test_every_turn_end_has_a_record_and_the_worst_come_first(verified: tuple[Path, dict[str, ArtifactReport]]) -> None:
+    healthy, broken = (verified[1][name].verification for name in ("tiny-hermes-Q8_0", "cannot_stop"))
+    assert len(healthy.turn_ends) == len(broken.turn_ends) == len(CHATS) + 1
+    for end in healthy.turn_ends:
+        assert end.source_rank == end.artifact_rank == 1
+    texts = [end.text for end in healthy.turn_ends]
+    for chat, text in zip(CHATS, [text for text in texts if not text.endswith("Nice to meet you, Ada.")], strict=True):
+        assert text.endswith(chat.answer.encode("unicode_escape").decode()[-5:]) or text.endswith(chat.answer[-5:])
+    drops = [end.drop for end in broken.most_lost]
+    assert drops == sorted(drops, reverse=True)
+    assert drops[-1] > 1
+    assert verified[1]["cannot_stop"].first_choices[0] == len(CHATS) + 1
+    assert verified[1]["cannot_stop"].first_choices[1] < len(CHATS)
+
+
+def test_where_there_is_no_number_a_record_has_none(verified: tuple[Path, dict[str, ArtifactReport]]) -> None:
+    ends = verified[1]["not_a_number"].verification.turn_ends
+    assert {end.artifact_logprob for end in ends} == {None}
+    assert all(end.source_logprob is not None and end.drop == math.inf for end in ends)
+
+
 def test_another_models_file_is_no_traceback(verified: tuple[Path, dict[str, ArtifactReport]]) -> None:
     report = verified[1]["stranger-Q8_0"]
-    assert failed(report) == {"contract", "runtime", "kl"}
+    assert failed(report) == {"contract", "runtime", "tensors-lost", "kl"}
     assert math.isnan(report.kl)
 
 
