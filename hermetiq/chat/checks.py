@@ -15,8 +15,10 @@ from hermetiq.chat.artifact_checks import kquant_shape, not_quantized
 from hermetiq.chat.contract import used_tokens
 from hermetiq.chat.dialect import template_dialect
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_file, sentencepiece_of, token_text
+from hermetiq.chat.eos_checks import eos_mismatch, turn_end
 from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
+from hermetiq.chat.prompt_formats import FORMATS
 from hermetiq.chat.rope_checks import rope_form
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
@@ -41,22 +43,6 @@ _GENERIC_CLASS = "PreTrainedTokenizerFast"
 def found_before(subject: Subject) -> Iterator[Finding]:
     """The check of a rule whose faults all come to light before the checks run."""
     return iter(())
-
-
-def eos_mismatch(subject: Subject) -> Iterator[Finding]:
-    """Places that state an EOS without the terminator; further ids beside it are fine."""
-    contract = subject.contract
-    if contract is None:
-        return
-    vocabulary = dict(enumerate(token.text for token in subject.checkpoint.tokenizer.vocabulary.tokens))
-    expected = f"{contract.terminator} = {contract.terminator_id}"
-    configured = [source for source in contract.eos_sources if source.obeyed and source.field != TEMPLATE_FIELD]
-    for source in configured:
-        if contract.terminator_id not in source.ids:
-            found = listed(f"{vocabulary.get(i, 'no token')} = {i}" for i in source.ids) or f"{source.found}, no token"
-            yield finding("eos-mismatch", file=source.file, field=source.field, found=found, expected=expected)
-    if not configured:
-        yield finding("eos-mismatch", file="config.json", field="eos_token_id", found="no EOS", expected=expected)
 
 
 def template_conflict(subject: Subject) -> Iterator[Finding]:
@@ -166,7 +152,8 @@ def template_tokens(subject: Subject) -> Iterator[Finding]:
     """Tags of the template that are no tokens.
 
     Models such as Zephyr and Tulu were trained with `<|user|>` as plain text and close their turns with EOS. So where
-    no tag that the template spells out is a token, this is only told, not held against the model.
+    no tag that the template spells out is a token, this is only told, not held against the model; in a format that ends
+    turns with EOS, that one is a token all the same.
     """
     seen, tokenizer = subject.probe, subject.checkpoint.tokenizer
     if seen is None or subject.contract is None:
@@ -174,6 +161,9 @@ def template_tokens(subject: Subject) -> Iterator[Finding]:
     printed, spelled = printed_tags(seen.renderings), printed_tags([seen.template])
     missing = [tag for tag in dict.fromkeys(printed + spelled) if tokenizer.id_of(tag) is None]
     if missing:
+        form = FORMATS.get(subject.contract.prompt_format)
+        if form and form.terminator is None:
+            spelled = [tag for tag in spelled if tag not in (subject.contract.terminator, tokenizer.bos_token)]
         severity: Severity = "error" if any(tag in printed for tag in missing) else "warning"
         yield finding(
             "template-tokens",
@@ -223,6 +213,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "template-tokens": template_tokens,
         "template-dialect": template_dialect,
         "eos-mismatch": eos_mismatch,
+        "turn-end": turn_end,
         "token-split": token_split,
         "double-bos": double_bos,
         "duplicate-token": duplicate_token,

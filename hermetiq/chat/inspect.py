@@ -40,6 +40,7 @@ def inspect(
     weights: bool = True,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    base_model: bool = False,
 ) -> Inspection:
     """Open `path` and lint it; what stops it from opening becomes findings.
 
@@ -50,9 +51,11 @@ def inspect(
         weights: also run the rules that read tensors.
         select: only these rules; all where empty.
         ignore: not these rules.
+        base_model: there is no template, and that is right.
 
     Raises:
-        HermetiqError: no such path or parent, an unsupported family, or an unknown rule in `select` or `ignore`.
+        HermetiqError: no such path or parent, an unsupported family, an unknown rule in `select` or `ignore`, or a
+            `base_model` that has a template.
     """
     # What opening finds, it finds without reading a tensor, also by a rule that otherwise reads some.
     rules = chosen_rules(select=select, ignore=ignore)
@@ -60,7 +63,15 @@ def inspect(
         checkpoint = open_checkpoint(path, adapter=adapter)
     except Refusal as refusal:
         return Inspection(str(path), None, tuple(item for item in refusal.findings if item.rule in rules))
-    return lint(checkpoint, path=str(path), parents=parents, weights=weights, select=select, ignore=ignore)
+    return lint(
+        checkpoint,
+        path=str(path),
+        parents=parents,
+        weights=weights,
+        select=select,
+        ignore=ignore,
+        base_model=base_model,
+    )
 
 
 def lint(
@@ -71,9 +82,10 @@ def lint(
     weights: bool = True,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    base_model: bool = False,
 ) -> Inspection:
     """`inspect` for a checkpoint that is open already."""
-    subject = examine(checkpoint, parents)
+    subject = examine(checkpoint, parents, base_model=base_model)
     rules = chosen_rules(weights=weights, select=select, ignore=ignore)
     return Inspection(path or str(checkpoint.path), subject.contract, tuple(_findings(subject, rules)))
 

@@ -115,11 +115,14 @@ def probe(checkpoint: Checkpoint) -> Probe:
             )
         )
     file, template = chosen
-    texts = _rendered(file, template, template_variables(checkpoint.tokenizer))
+    tokenizer = checkpoint.tokenizer
+    texts = _rendered(file, template, template_variables(tokenizer))
     chat, question, prompt = texts["chat"], texts.get("question", ""), texts.get("prompt", "")
     opening = prompt.removeprefix(question) if prompt.startswith(question) else ""
     others = tuple(text for name, text in texts.items() if name != "chat")
-    return Probe(file, template, chat, others, _closing(chat, opening))
+    # Llama 2 begins every question with BOS, and no turn ends with one that is not EOS as well.
+    bos = None if tokenizer.bos_token == tokenizer.eos_token else tokenizer.bos_token
+    return Probe(file, template, chat, others, _closing(chat, opening, bos))
 
 
 def first_rendering(template: str, variables: Mapping[str, str]) -> str:
@@ -159,8 +162,8 @@ def _rendered(file: str, template: str, variables: Mapping[str, str]) -> dict[st
     raise Refusal(finding("template-missing", file=file, found=wrong, expected="one that prints a chat of two turns"))
 
 
-def _closing(chat: str, opening: str) -> str:
-    """The text that closes the assistant's turn, given what opens it (the generation prompt)."""
+def _closing(chat: str, opening: str, bos: str | None) -> str:
+    """The text that closes the assistant's turn, given what opens it (the generation prompt) and what opens a text."""
     between = chat[chat.index(_ANSWERED) + len(_ANSWERED) : chat.rindex(_ASKED_AGAIN)].lstrip()
     tail = chat[chat.rindex(_ANSWERED_AGAIN) + len(_ANSWERED_AGAIN) :].lstrip()
     common = [mine for mine, theirs in takewhile(_equal, zip(_pieces(between), _pieces(tail), strict=False))]
@@ -168,7 +171,7 @@ def _closing(chat: str, opening: str) -> str:
         return "".join(common)
     # The two turns end differently: a tag after either closes it, unless it opens the next one.
     tags = [match.group() for match in map(TAG.match, (tail, between)) if match]
-    return next((tag for tag in tags if not opening.lstrip().startswith(tag)), "")
+    return next((tag for tag in tags if tag != bos and not opening.lstrip().startswith(tag)), "")
 
 
 def _pieces(text: str) -> list[str]:

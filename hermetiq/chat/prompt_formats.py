@@ -24,7 +24,10 @@ class PromptFormat:
 
     name: str
     printed: re.Pattern[str]
-    """Found in a skeleton (`Probe.skeletons`) of the format, and of none further down the table."""
+    """Found in a skeleton (`Probe.skeletons`) of the format, and of none further down the table.
+
+    Gaps are bounded: what is searched was printed by an untrusted template.
+    """
     terminator: str | None
     """The token that closes the assistant's turn; None where that is EOS, whatever its name."""
     openings: tuple[str, ...]
@@ -44,20 +47,20 @@ _TABLE: Final = (
     # Between tag and answer may stand what a model thinks.
     PromptFormat(
         "chatml",
-        re.compile(r"<\|im_start\|>assistant[^{]*\{assistant\}"),
+        re.compile(r"<\|im_start\|>assistant[^{]{0,200}\{assistant\}"),
         terminator="<|im_end|>",
         openings=("<|im_start|>",),
     ),
     # With a modifier behind the colon in extended forms: `### Response: (length = medium)`.
     PromptFormat(
         "alpaca",
-        re.compile(r"### Response:[^{]*\{assistant\}"),
+        re.compile(r"### Response:[^{]{0,200}\{assistant\}"),
         terminator=None,
         openings=("### Instruction:", "### Input:"),
     ),
     PromptFormat(
         "llama-3",
-        re.compile(r"<\|start_header_id\|>assistant<\|end_header_id\|>[^{]*\{assistant\}"),
+        re.compile(r"<\|start_header_id\|>assistant<\|end_header_id\|>[^{]{0,200}\{assistant\}"),
         terminator="<|eot_id|>",
         openings=("<|start_header_id|>",),
         document_end="<|end_of_text|>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hermetiq.chat.contract import ChatContract, contract_of
+from hermetiq.chat.contract import ChatContract, base_contract, contract_of
 from hermetiq.chat.parents import Parents, read_parents
 from hermetiq.chat.probe import Probe, probe
 from hermetiq.checkpoint.base import Checkpoint
@@ -28,20 +28,21 @@ class Subject:
 Check = Callable[[Subject], Iterator[Finding]]
 
 
-def examine(checkpoint: Checkpoint, parents: Sequence[str] = ()) -> Subject:
+def examine(checkpoint: Checkpoint, parents: Sequence[str] = (), *, base_model: bool = False) -> Subject:
     """Derive the contract as far as possible; what stops that becomes findings.
 
     Args:
         parents: folders of a merge's parents, to hold it against.
+        base_model: there is no template, and that is right.
 
     Raises:
-        HermetiqError: no such parent.
+        HermetiqError: no such parent, or a `base_model` that has a template.
     """
     merged = read_parents(checkpoint, parents)
     noticed, seen, contract = (*checkpoint.findings, *merged.findings), None, None
     try:
-        seen = probe(checkpoint)
-        contract = contract_of(checkpoint, seen)
+        seen = None if base_model else probe(checkpoint)
+        contract = base_contract(checkpoint) if seen is None else contract_of(checkpoint, seen)
     except Refusal as refusal:
         noticed += refusal.findings
     return Subject(checkpoint, seen, contract, noticed, merged)

@@ -132,7 +132,7 @@ def test_without_a_contract_there_is_a_refusal(checkpoint: Checkpoint, template:
 
 def test_a_chat_that_nothing_closes_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(Refusal, match="eos-mismatch"):
-        derive(with_template(checkpoint, templates.ALPACA, eos_token="<|absent|>"))
+        derive(with_template(checkpoint, templates.ALPACA_OPEN, eos_token="<|absent|>"))
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,13 @@ MUTATIONS = (
         "10000.0, and 1000000.0 in rope_parameters",
         severity="error",
     ),
+    Mutation(
+        "turn-end",
+        set_template(CHATML.replace("<|im_end|>", "")),
+        "tokenizer_config.json",
+        "chat_template",
+        "no token behind the answer of a chat in the format chatml",
+    ),
     Mutation("head-tie", edit(lambda tensors: tensors.pop(HEAD)), CONFIG, "tie_word_embeddings", "no lm_head.weight"),
     Mutation(
         "head-tie",
