@@ -18,6 +18,7 @@ from tokenizers import processors
 
 from hermetiq.chat.contract import ChatContract
 from hermetiq.chat.eos import id_list, token_text
+from hermetiq.chat.special_checks import with_plain_lists
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.documents import TEMPLATE, read_bytes
 from hermetiq.checkpoint.families import ARCHITECTURES
@@ -59,7 +60,9 @@ def companions(
         "config.json": _config(checkpoint, contract, quantization, dtype),
         "generation_config.json": _generation(checkpoint, contract),
         "tokenizer_config.json": _tokenizer_config(checkpoint, contract, texts),
-        "special_tokens_map.json": _restated(checkpoint.documents.get("special_tokens_map.json", {}), texts),
+        "special_tokens_map.json": _restated(
+            with_plain_lists(checkpoint.documents.get("special_tokens_map.json", {}), checkpoint.tokenizer), texts
+        ),
     }
     if added := checkpoint.documents.get("added_tokens.json"):
         documents["added_tokens.json"] = added
@@ -115,6 +118,7 @@ def _tokenizer_config(
 ) -> dict[str, Any]:
     own = checkpoint.documents.get("tokenizer_config.json")
     base = {"added_tokens_decoder": _added_tokens(checkpoint)} if own is None else _without(own, *_PERSONAL)
+    base = with_plain_lists(base, checkpoint.tokenizer)
     return {
         # What the generic class has other defaults for: blanks before punctuation stay, and models take no third input.
         "clean_up_tokenization_spaces": False,

@@ -344,6 +344,50 @@ _TABLE = (
         "Loaders fill the gap with random numbers or drop what needs it, such as drafting several tokens at once.",
         "Export or save again with a tool that keeps these tensors, or copy them from the source or the parent.",
     ),
+    Rule(
+        "vocab-rows",
+        "error",
+        ("U05", "U06"),
+        "config.json states another vocab_size than the embedding has rows.",
+        "Loaders fail on the shape, or fill an embedding of the stated size with random numbers.",
+        "Set vocab_size to the rows that are stored; `hermetiq repair` does, and never cuts a row off.",
+    ),
+    Rule(
+        "special-lists",
+        "error",
+        ("U41",),
+        "A list of further special tokens has a shape that some versions of transformers fail on, "
+        "or names a text that is no token.",
+        "Those versions fail to load the tokenizer, or add the text behind the last id, where it has no row.",
+        "Name the tokens in a plain list additional_special_tokens, which every version reads; "
+        "`hermetiq repair` and every export do so.",
+    ),
+    Rule(
+        "no-delta",
+        "error",
+        ("U69",),
+        "An adapter adds nothing to its base, or a fine-tune has the weights of the parent that is given.",
+        "The model answers as if it had never been trained: the changes were not saved, or were rounded away.",
+        "Look for the right checkpoint of the training; merge a LoRA into the 16-bit base, never into a 4-bit one.",
+    ),
+    Rule(
+        "adapter-vocab",
+        "error",
+        ("U70",),
+        "An adapter was trained on another number of rows than its base has.",
+        "Its tags have no row to be merged into, and merging tools stop with a size mismatch for embed_tokens.",
+        "Use the base that it was trained on; where tokens were added, save embed_tokens and lm_head whole "
+        "(in peft: modules_to_save): then the base grows with them.",
+    ),
+    Rule(
+        "f16-overflow",
+        "warning",
+        ("U33",),
+        "A tensor has values beyond 65504, or whole rows so small that float16 rounds them to zero.",
+        "Kept or computed in float16 they become infinity or nothing, and the model answers '!!!!!' or loses a token.",
+        "Export gguf:BF16 or gguf:F32, which hold every weight, or gguf:Q8_0, which holds large ones. GPTQ, AWQ, EXL2 "
+        "and gguf:F16 keep float16, so an export to those is refused.",
+    ),
 )
 
 _LONGEST = 600

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
 from hermetiq.model import EMBEDDING, HEAD, ModelConfig
+from hermetiq.rules import finding
 
 from . import tokenizer
 from .base import Checkpoint, Provenance, TensorInfo
@@ -31,6 +32,8 @@ from .lora import WEIGHTS, Adapter, read_adapter
 from .shards import listed, load_tensor
 
 _MODEL_DOCUMENTS = ("config.json", "generation_config.json")
+_NOTHING = 1e-6
+"""Of a weight's norm: what a merge adds below is lost when the sum is rounded, in float32 too."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -65,7 +68,8 @@ class AdapterCheckpoint(Checkpoint):
         self.tokenizer = tokenizer.from_folder(folder, self.documents) if overlay.documents else base.tokenizer
         self.tokenizer_folder = folder if overlay.documents else base.tokenizer_folder
         self.provenance = _merged_provenance(base.provenance, overlay, self._adapter.base_model)
-        self.findings = (*base.findings, *overlay.warnings)
+        self.findings = (*base.findings, *_resized(base.model, self.model), *overlay.warnings)
+        self.folder = folder
 
     def load(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -78,6 +82,23 @@ class AdapterCheckpoint(Checkpoint):
         a, b = self._load_own(update.a).float(), self._load_own(update.b).float()
         left, right = (a.T, b.T) if update.transposed else (b, a)
         return weight.to(torch.float32, copy=True).addmm_(left, right, alpha=update.scale)
+
+    def base_dtype(self, name: str) -> str:
+        """The type in which the base stores the named tensor, whatever the merge makes of it."""
+        return self._base.tensors[EMBEDDING if name == HEAD and HEAD not in self._base.tensors else name].dtype
+
+    def unchanged(self) -> bool:
+        return all(map(self._is_as_before, self._adapter.updates.keys() | self._adapter.replaced.keys()))
+
+    def _is_as_before(self, name: str) -> bool:
+        before = self._load_base(name)
+        if name in self._adapter.replaced:
+            return torch.equal(self.load(name).to(before.dtype), before)
+        update = self._adapter.updates[name]
+        a, b = self._load_own(update.a).double(), self._load_own(update.b).double()
+        # The norm of B A, from two small matrices: its square is the trace of (B^T B)(A A^T).
+        square = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0)
+        return bool(square.sqrt() * update.scale <= _NOTHING * before.float().norm())
 
     def fingerprint(self) -> str:
         own = folder_digest(self._adapter.folder, self._adapter.tensors, self._load_own)
@@ -109,6 +130,8 @@ def _merged_tensors(base: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]
 def _merged_model(base: ModelConfig, tensors: Mapping[str, TensorInfo], *, tied: bool) -> ModelConfig:
     """The base's configuration with the merged embedding's rows, if all shapes agree with that."""
     model = replace(base, rows=next(iter(tensors[EMBEDDING].shape), base.rows), tied=tied)
+    if apart := _apart(base, tensors):
+        raise Refusal(apart)
     expected = model.expected_tensors()
     wrong = [
         f"{name} {tensors[name].shape} for {shape}" for name, shape in expected.items() if tensors[name].shape != shape
@@ -118,11 +141,33 @@ def _merged_model(base: ModelConfig, tensors: Mapping[str, TensorInfo], *, tied:
             incomplete(
                 WEIGHTS,
                 found=f"other shapes: {listed(wrong)}",
-                expected="the shapes of the base, or embedding and head of one new size",
-                repair="Use the base it was trained on; where tokens were added, save embed_tokens and lm_head whole.",
+                expected="the shapes of the base",
+                repair="Use the base that it was trained on.",
             )
         )
     return model
+
+
+def _apart(base: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Finding | None:
+    """`adapter-vocab`, where embedding and head have different numbers of rows after the merge."""
+    shapes = {name: tensors[name].shape for name in (EMBEDDING, HEAD) if name in tensors}
+    if len({shape[0] for shape in shapes.values()}) == 1 or any(s[1:] != (base.hidden,) for s in shapes.values()):
+        return None
+    return finding(
+        "adapter-vocab",
+        file=WEIGHTS,
+        found=", ".join(f"{name} of {shape[0]} rows" for name, shape in shapes.items()),
+        expected=f"the base's {base.rows} rows, or embedding and head of one new size",
+    )
+
+
+def _resized(base: ModelConfig, merged: ModelConfig) -> tuple[Finding, ...]:
+    """`adapter-vocab`, as information: the adapter brings rows that the base does not have, or has fewer."""
+    if base.rows == merged.rows:
+        return ()
+    found = f"{merged.rows} rows, for a base of {base.rows}"
+    expected, repair = "the base's rows", "Nothing to repair: embedding and head are the adapter's."
+    return (finding("adapter-vocab", file=WEIGHTS, found=found, expected=expected, severity="info", repair=repair),)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,14 @@ class Checkpoint(ABC):
             Refusal: `source-incomplete`, the bytes cannot be read.
         """
 
+    def unchanged(self) -> bool:
+        """Whether an adapter was merged that changes nothing; read from the tensors.
+
+        Raises:
+            Refusal: `source-incomplete`, the bytes cannot be read.
+        """
+        return False
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 over the configuration, the tokenizer and the identity of every tensor file, as hex."""

@@ -128,10 +128,14 @@ def read_documents(folder: Path) -> Read[dict[str, dict[str, Any]]]:
 
 def read_templates(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Read[dict[str, str]]:
     """Chat templates by the file that holds them; of an inline list of templates, the one named `default`."""
-    templates = {}
     text, findings = _read(folder, TEMPLATE, str)
-    if text is not None:
-        templates[TEMPLATE] = text
+    templates, wrong = templates_of(text, documents)
+    return templates, (*findings, *wrong)
+
+
+def templates_of(text: str | None, documents: Mapping[str, Mapping[str, Any]]) -> Read[dict[str, str]]:
+    """`read_templates`, with the contents of `chat_template.jinja` in the place of a folder."""
+    templates = {} if text is None else {TEMPLATE: text}
     file = "tokenizer_config.json"
     inline = documents.get(file, {}).get("chat_template")
     if isinstance(inline, list):
@@ -140,11 +144,9 @@ def read_templates(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> 
     if isinstance(inline, str):
         templates[file] = inline
     elif inline is not None:
-        wrong = incomplete(
-            file, field="chat_template", found=repr(inline)[:80], expected="text, or a list of templates"
-        )
-        findings = (*findings, wrong)
-    return templates, findings
+        expected = "text, or a list of templates"
+        return templates, (incomplete(file, field="chat_template", found=repr(inline)[:80], expected=expected),)
+    return templates, ()
 
 
 def read_provenance(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Read[Provenance]:

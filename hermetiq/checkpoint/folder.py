@@ -6,14 +6,14 @@ Everything that makes the folder unusable is found in one go and refused togethe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
-from hermetiq.model import HEAD, ModelConfig
+from hermetiq.model import EMBEDDING, HEAD, ModelConfig
 from hermetiq.rules import finding
 
 from . import tokenizer
@@ -35,6 +35,8 @@ _QUANTIZED_PARTS = frozenset(
 )
 """Parts of tensor names that only quantized layouts have."""
 
+_SETTLED: Final = ("vocab-rows", "head-tie")
+"""Rules whose errors leave one reading of the folder, so that it opens and a repair can speak."""
 _UNINDEXED = ("exl2",)
 """By `quant_method`: formats whose reader takes every file. Their converter copies the index of its source along."""
 
@@ -42,19 +44,22 @@ _UNINDEXED = ("exl2",)
 class FolderCheckpoint(Checkpoint):
     """`config.json`, a tokenizer and safetensors in one folder; a snapshot of the Hub's cache is one, too.
 
+    Where `config.json` and the stored tensors disagree and only the tensors can be right, they are believed: `model`
+    and `config` say what is stored, and the disagreement is an error among the findings.
+
     Raises:
         HermetiqError: the model is of no supported family.
-        Refusal: every error that `scan` finds.
+        Refusal: every other error that `scan` finds.
     """
 
     def __init__(self, folder: Path) -> None:
         contents = read_folder(folder)
         errors = [each for each in contents.findings if each.severity == "error"]
-        if contents.model is None or errors:
+        if contents.model is None or any(each.rule not in _SETTLED for each in errors):
             raise Refusal(*errors)
         self.path = folder
         self.documents = contents.documents
-        self.config = contents.documents["config.json"]
+        self.config = {**contents.documents["config.json"], **contents.settled}
         self.model = contents.model
         self.templates = contents.templates
         self.tensors = contents.tensors
@@ -151,6 +156,8 @@ class Contents:
     provenance: Provenance
     tensors: Mapping[str, TensorInfo]
     model: ModelConfig | None
+    settled: Mapping[str, Any]
+    """Keys of `config.json` that the stored tensors deny, with what they must be."""
     findings: tuple[Finding, ...]
 
 
@@ -166,11 +173,32 @@ def read_folder(folder: Path) -> Contents:
     tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
     packed = quantized(folder, documents, tensors)
     findings += (*wrong_config, *remote_code(documents), *packed, *wrong_tensors)
+    settled: dict[str, Any] = {}
     if model is not None and not packed and not wrong_tensors:
         # Of a quantized or broken set every name would be wrong, which tells nobody anything.
-        findings += mismatches(model, tensors)
+        model, settled, disputed = _settle(model, tensors)
+        findings += (*disputed, *mismatches(model, tensors))
     findings += (*wrong_templates, *wrong_card)
-    return Contents(documents, templates, provenance, tensors, model, findings)
+    return Contents(documents, templates, provenance, tensors, model, settled, findings)
+
+
+def _settle(
+    model: ModelConfig, tensors: Mapping[str, TensorInfo]
+) -> tuple[ModelConfig, dict[str, Any], tuple[Finding, ...]]:
+    """The model with the rows that are stored, and tied where no head is; the keys that deny it, and their findings."""
+    settled: dict[str, Any] = {}
+    findings = list[Finding]()
+    shapes = {tensors[name].shape for name in (EMBEDDING, HEAD) if name in tensors}
+    if EMBEDDING in tensors and len(shapes) == 1 and (shape := next(iter(shapes)))[1:] == (model.hidden,):
+        if shape[0] != model.rows:
+            settled["vocab_size"] = shape[0]
+            findings.append(_other_rows(model.rows, shape[0]))
+            model = replace(model, rows=shape[0])
+        if [name for name in model.expected_tensors() if name not in tensors] == [HEAD]:
+            settled["tie_word_embeddings"] = True
+            findings.append(_headless())
+            model = replace(model, tied=True)
+    return model, settled, tuple(findings)
 
 
 def _read_model(
@@ -197,6 +225,16 @@ def _read_stored(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Re
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
+def _other_rows(stated: int, stored: int) -> Finding:
+    return finding(
+        "vocab-rows",
+        file="config.json",
+        field="vocab_size",
+        found=f"{stated}, and {stored} rows are stored",
+        expected=str(stored),
+    )
 
 
 def _headless() -> Finding:

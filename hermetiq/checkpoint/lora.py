@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hermetiq.errors import HermetiqError, Refusal
+from hermetiq.model import EMBEDDING, HEAD
+from hermetiq.rules import finding
 
 from .base import TensorInfo
 from .documents import incomplete, read_json
@@ -203,6 +205,17 @@ def _update(
     rank = int(scales.ranks.value_for(module, scales.rank))
     alpha = scales.alphas.value_for(module, scales.alpha)
     outer = shape[::-1] if transposed else shape
+    rows = (tensors[a].shape[1:] if transposed else tensors[b].shape[:1]) if name in (EMBEDDING, HEAD) else shape[:1]
+    if rows != shape[:1]:
+        raise Refusal(
+            finding(
+                "adapter-vocab",
+                file=WEIGHTS,
+                field=module,
+                found=f"factors for {listed(map(str, rows))} rows",
+                expected=f"{shape[0]} rows, as in the base",
+            )
+        )
     if (*tensors[b].shape, *tensors[a].shape) != (*outer[:1], rank, rank, *outer[1:]):
         found = f"factors {tensors[a].shape} and {tensors[b].shape} of rank {rank}"
         raise Refusal(incomplete(WEIGHTS, field=module, found=found, expected=f"an update of {shape}"))

@@ -44,7 +44,9 @@ class _Reason:
 
 
 _STOPS = _Reason("Each reader takes its stop tokens from another file.", ("eos-mismatch",))
-_ROPE = _Reason("transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.")
+_LISTS = _Reason("Versions of transformers take other shapes of these lists.", ("special-lists",))
+_NO_ROW = _Reason("A token without a row was taken out.", ("vocab-overflow",))
+_ROPE = _Reason("transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.", ("rope-form",))
 _DTYPE = _Reason("transformers 4 reads torch_dtype, transformers 5 dtype.")
 _TEMPLATE = _Reason(f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.", ("template-conflict",))
 _AROUND = _Reason(
@@ -68,16 +70,21 @@ _REASONS: Final[Mapping[str, _Reason]] = MappingProxyType(
         "chat_template": _TEMPLATE,
         TEMPLATE: _TEMPLATE,
         "tokenizer_class": _Reason("transformers 5 rebuilds other classes from the vocabulary.", ("tokenizer-class",)),
-        "added_tokens": _Reason("A tag that is not special is shown to readers as text.", ("token-split",)),
-        "added_tokens_decoder": _Reason(_ADDED, ("spm-stale",)),
+        "added_tokens": _Reason(
+            "A tag that is not special is shown to readers as text.", ("token-split", "vocab-overflow")
+        ),
+        "added_tokens_decoder": _Reason(_ADDED, ("spm-stale", "vocab-overflow")),
         "added_tokens.json": _Reason(_ADDED, ("eos-mismatch", "vocab-overflow")),
         "tokenizer.model": _Reason("It disagrees with tokenizer.json, and some readers prefer it.", ("spm-stale",)),
         "add_bos_token": _AROUND,
         "add_eos_token": _AROUND,
         "post_processor": _AROUND,
         "merges": _Reason("Only tokenizers since 0.20 reads merges as pairs."),
-        "vocab_size": _Reason("It is the number of rows of the embedding.", ("vocab-overflow",)),
-        "tie_word_embeddings": _Reason("The stored head is not the embedding.", ("tie-conflict",)),
+        "vocab_size": _Reason("It is the number of rows of the embedding.", ("vocab-rows", "vocab-overflow")),
+        "tie_word_embeddings": _Reason("The stored head is not the embedding.", ("tie-conflict", "head-tie")),
+        "additional_special_tokens": _LISTS,
+        "extra_special_tokens": _LISTS,
+        "vocab": _NO_ROW,
         "_name_or_path": _PERSONAL,
         "_commit_hash": _PERSONAL,
     }
@@ -107,7 +114,8 @@ def file_changes(
 
 
 def _change(file: str, field: str, old: Any, new: Any, broken: frozenset[str]) -> Change:
-    parts = [field.partition(".")[0], field.removeprefix("model."), file]
+    below = field.removeprefix("model.")
+    parts = [below.partition(".")[0], below, file]
     reason = next((_REASONS[part] for part in parts if part in _REASONS), _DEFAULT)
     rule = next((rule for rule in reason.rules if rule in broken), "")
     return Change(rule, file, field, _shown(old), _shown(new), RULES[rule].why if rule else reason.why)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from hermetiq.chat.contract import ChatContract, Tag
@@ -25,14 +24,23 @@ _CONFIG, _TOKENIZER, _ADDED = "tokenizer_config.json", "tokenizer.json", "added_
 _DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SINGLE: Final = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 """Flags with which a token is found wherever its text stands."""
+_OF_THE_MODEL: Final = ("config.json", "generation_config.json", CARD, RECIPE)
+"""Files that an adapter with a tokenizer of its own leaves to its base."""
 _FLAGS: Final = ("content", *sorted(_SINGLE))
 """What `added_tokens_decoder` says of a token."""
 
 
-def stored_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Those of the named files that an opened folder has; what lies behind a link out of it does not count."""
-    paths = [folder / name for name in names]
-    return {path.name: path.read_bytes() for path in paths if path.is_file() and stays_inside(folder, path)}
+def stored_files(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, bytes]:
+    """Those of the named files that the checkpoint has; what lies behind a link out of its folder does not count."""
+    if checkpoint.files is not None:
+        return {name: checkpoint.files[name] for name in names if name in checkpoint.files}
+    own, tokenizer = checkpoint.path, checkpoint.tokenizer_folder or checkpoint.path
+    folders = {name: own if name in _OF_THE_MODEL else tokenizer for name in names}
+    return {
+        name: (folder / name).read_bytes()
+        for name, folder in folders.items()
+        if (folder / name).is_file() and stays_inside(folder, folder / name)
+    }
 
 
 def repaired_files(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, bytes]:
@@ -58,7 +66,9 @@ def repaired_files(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, 
     config = json.loads(files[_CONFIG])
     if "added_tokens_decoder" in config or _ADDED not in files:
         files[_CONFIG] = json_bytes({**config, "added_tokens_decoder": _decoder(added)})
-    return {**files, **stored_files(checkpoint.path, (CARD, RECIPE))}
+    # The card of a base says nothing of what an adapter made of it.
+    cards = (CARD, RECIPE) if checkpoint.provenance.adapter is None else (RECIPE,)
+    return {**files, **stored_files(checkpoint, cards)}
 
 
 def wrongly_plain(tokenizer: Tokenizer, tags: Collection[Tag]) -> tuple[Tag, ...]:

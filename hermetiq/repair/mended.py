@@ -1,18 +1,22 @@
-"""A checkpoint with some rows of its embedding and head replaced or added, and with its tie flag set right.
+"""A checkpoint as a repair leaves it: other rows, another tie flag, other small files.
 
-Repairs of weights are this view of the source: what examines, states and writes a checkpoint does not know of them.
+Repairs are this view of the source: what examines, states, quantizes and writes a checkpoint does not know of them, so
+an export of a repaired model needs no copy of its weights.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from hermetiq.checkpoint import tokenizer
 from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.checkpoint.documents import DOCUMENTS, TEMPLATE, templates_of
 from hermetiq.model import EMBEDDING
 
 Rows = Mapping[str, Mapping[int, Tensor]]
@@ -20,10 +24,17 @@ Rows = Mapping[str, Mapping[int, Tensor]]
 
 
 class MendedCheckpoint(Checkpoint):
-    """`source` with `rows` in place of its own, and `tied` as its flag."""
+    """`source` with `rows` in place of its own, `tied` as its flag, and `files` as its small files.
 
-    def __init__(self, source: Checkpoint, rows: Rows, *, tied: bool) -> None:
-        self._source, self.rows = source, rows
+    Args:
+        files: every small file, `config.json` and `tokenizer.json` among them; the source's own where None.
+
+    Raises:
+        Refusal: the files make no tokenizer.
+    """
+
+    def __init__(self, source: Checkpoint, rows: Rows, *, tied: bool, files: Mapping[str, bytes] | None = None) -> None:
+        self.source, self.rows = source, rows
         self.tensors = {
             name: replace(info, shape=(max((info.shape[0] - 1, *rows.get(name, ()))) + 1, *info.shape[1:]))
             if name in rows
@@ -32,16 +43,25 @@ class MendedCheckpoint(Checkpoint):
         }
         self.model = replace(source.model, rows=self.tensors[EMBEDDING].shape[0], tied=tied)
         self.path = source.path
-        self.config = source.config
-        self.documents = source.documents
-        self.templates = source.templates
-        self.tokenizer = source.tokenizer
-        self.tokenizer_folder = source.tokenizer_folder
         self.provenance = source.provenance
-        self.findings = source.findings
+        self.files = source.files if files is None else files
+        self.tokenizer_folder = source.tokenizer_folder
+        if files is None:
+            self.documents, self.templates = source.documents, source.templates
+            self.tokenizer = source.tokenizer
+            stated = source.config
+        else:
+            self.documents = {name: json.loads(files[name]) for name in DOCUMENTS if name in files}
+            template = files.get(TEMPLATE)
+            self.templates, _ = templates_of(None if template is None else template.decode(), self.documents)
+            self.tokenizer = tokenizer.from_file(files["tokenizer.json"], self.documents)
+            stated = self.documents["config.json"]
+        self.config = {**stated, "vocab_size": self.model.rows, "tie_word_embeddings": tied}
+        # An error that opening found has been mended, or the repair has refused.
+        self.findings = tuple(item for item in source.findings if item.severity != "error")
 
     def load(self, name: str) -> Tensor:
-        stored = self._source.load(name)
+        stored = self.source.load(name)
         if name not in self.rows:
             return stored
         weight = torch.empty(self.tensors[name].shape, dtype=stored.dtype)
@@ -50,8 +70,14 @@ class MendedCheckpoint(Checkpoint):
             weight[index] = row.to(stored.dtype)
         return weight
 
+    def unchanged(self) -> bool:
+        return self.source.unchanged()
+
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self._source.fingerprint()} {self.model.tied}".encode())
+        """Of the source and of all that is mended."""
+        digest = hashlib.sha256(f"{self.source.fingerprint()} {self.model.tied}".encode())
+        for file, content in sorted((self.files or {}).items()):
+            digest.update(f" {file} {len(content)} ".encode() + content)
         for name, rows in sorted(self.rows.items()):
             for index, row in sorted(rows.items()):
                 digest.update(f" {name} {index} ".encode() + row.double().numpy().tobytes())

@@ -1,20 +1,24 @@
-"""The weights of a repaired folder: each file as it was, byte for byte, unless a row in it was mended."""
+"""The weights of a repaired folder: each file as it was, byte for byte, unless a row was mended or a LoRA merged."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
-from hermetiq.checkpoint.shards import INDEX, load_tensor, read_header
+from hermetiq.checkpoint.adapter import AdapterCheckpoint
+from hermetiq.checkpoint.shards import INDEX, SINGLE, listed, load_tensor, read_header
 from hermetiq.companions import json_bytes
 from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.formats.output import Output, write_files
 from hermetiq.formats.shards import DTYPES, PlannedTensor, write_shards
 from hermetiq.progress import Ticker
+from hermetiq.repair.change import Change
 from hermetiq.repair.mended import MendedCheckpoint
 
 _CHUNK: Final = 1 << 24
@@ -23,10 +27,15 @@ _CHUNK: Final = 1 << 24
 def write_weights(folder: Path, checkpoint: MendedCheckpoint, tick: Ticker) -> None:
     """Write every file of tensors, and the index where the source has one, under the names that they have.
 
+    Where an adapter was merged, all are written anew.
+
     Raises:
         HermetiqError: the disk is full or the folder cannot be written; a file to mend has tensors of float64.
         Refusal: `source-incomplete`, a file has changed since it was opened.
     """
+    if isinstance(checkpoint.source, AdapterCheckpoint):
+        _write_merged(folder, checkpoint, checkpoint.source, tick)
+        return
     files = sorted({info.file for info in checkpoint.tensors.values()})
     mended = {checkpoint.tensors[name].file for name in checkpoint.rows}
     added = 0
@@ -38,6 +47,36 @@ def write_weights(folder: Path, checkpoint: MendedCheckpoint, tick: Ticker) -> N
             _copy(checkpoint.path / file, folder / file)
     if (index := checkpoint.path / INDEX).is_file():
         write_files({folder / INDEX: _index(index.read_bytes(), added)})
+
+
+def merging(checkpoint: MendedCheckpoint) -> Iterator[Change]:
+    """The change that merging an adapter is; none without one."""
+    source = checkpoint.source
+    if isinstance(source, AdapterCheckpoint):
+        types = listed(sorted({source.base_dtype(name) for name in source.tensors}))
+        new = f"merged with {source.provenance.adapter}, every tensor in the base's own type ({types})"
+        why = "A LoRA is no model: runtimes and quantizers need the weights that it makes of its base."
+        yield Change("", SINGLE, "", "the base", new, why)
+
+
+def _write_merged(folder: Path, checkpoint: MendedCheckpoint, source: AdapterCheckpoint, tick: Ticker) -> None:
+    """Merging is done in float32; what is stored has the base's types, or the folder would be twice as large (U69)."""
+    types = {name: _dtype(source.base_dtype(name), name) for name in checkpoint.tensors}
+    planned = [PlannedTensor(name, info.shape, types[name]) for name, info in checkpoint.tensors.items()]
+    total = sum(tensor.bytes for tensor in planned)
+
+    def load(name: str) -> Tensor:
+        return checkpoint.load(name).to(types[name])
+
+    write_shards(folder, planned, load, on_tensor=lambda name, done: tick(f"merging {name}", done / total))
+
+
+def _dtype(name: str, where: str) -> torch.dtype:
+    found = next((dtype for dtype, known in DTYPES.items() if known == name), None)
+    if found is None:
+        remedy = "save the checkpoint in float32 or bfloat16 first"
+        raise HermetiqError(f"{name} cannot be written", where=where, remedy=remedy)
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

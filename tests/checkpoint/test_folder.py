@@ -410,7 +410,23 @@ def test_a_fault_of_many_shards_is_laid_to_their_index(folder: Path) -> None:
 
 def test_rows_that_differ_from_the_configuration(alone: Path) -> None:
     edit_json(alone / "config.json", vocab_size=900)
-    assert "model.embed_tokens.weight (803, 64) for (900, 64)" in only(alone, "source-incomplete", "model.safetensors")
+    checkpoint = FolderCheckpoint(alone)
+    assert [(each.rule, each.found) for each in checkpoint.findings] == [("vocab-rows", "900, and 803 rows are stored")]
+    assert checkpoint.model.rows == checkpoint.config["vocab_size"] == 803
+    assert checkpoint.documents["config.json"]["vocab_size"] == 900
+
+
+def test_a_head_of_another_size_than_the_embedding(alone: Path) -> None:
+    rewrite(alone, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:800].clone()}))
+    assert "lm_head.weight (800, 64) for (803, 64)" in only(alone, "source-incomplete", "model.safetensors")
+
+
+def test_a_missing_head_leaves_one_reading(alone: Path) -> None:
+    rewrite(alone, lambda t: t.pop("lm_head.weight"))
+    checkpoint = FolderCheckpoint(alone)
+    assert [each.rule for each in checkpoint.findings] == ["head-tie"]
+    assert checkpoint.model.tied
+    assert checkpoint.config["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize(

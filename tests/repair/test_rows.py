@@ -7,13 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hermetiq.errors import HermetiqError
 from hermetiq.repair import InitTags, Repair, repair
-from tests.fixtures.models import copy_of, tiny_checkpoint
-from tests.repair.test_repair import EMBEDDING, END, END_ID, HEAD, WEIGHTS, contents, document, edit_weights, rules
+from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint, write_json
+from tests.repair.test_repair import (
+    EMBEDDING,
+    END,
+    END_ID,
+    HEAD,
+    START,
+    WEIGHTS,
+    contents,
+    document,
+    edit_tokenizer,
+    edit_weights,
+    rules,
+)
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +75,8 @@ def started(source: Path, out: Path, init: str) -> Repair:
 def test_tokens_without_a_row_get_the_mean_and_no_row_is_lost(shards: int, tmp_path: Path) -> None:
     source = bpe(tmp_path / "source", rows=801, shards=shards)
     assert "vocab-overflow" in rules(source)
-    result = repair(str(source), tmp_path / "out")
+    mean_rows = InitTags("mean")
+    result = repair(str(source), tmp_path / "out", init_tags=mean_rows)
     before, after = weights(source), weights(tmp_path / "out")
     for name in (EMBEDDING, HEAD):
         assert torch.equal(after[name][:801], before[name])
@@ -75,7 +91,7 @@ def test_tokens_without_a_row_get_the_mean_and_no_row_is_lost(shards: int, tmp_p
     # The tags among them are untrained now, and that is not passed over.
     assert rules(tmp_path / "out") == {"tag-untrained"}
     assert not result.whole
-    assert repair(str(tmp_path / "out"), tmp_path / "again").changes == ()
+    assert repair(str(tmp_path / "out"), tmp_path / "again", init_tags=mean_rows).changes == ()
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
     if shards > 1:
         total = sum(tensor.nbytes for tensor in after.values())
@@ -83,6 +99,64 @@ def test_tokens_without_a_row_get_the_mean_and_no_row_is_lost(shards: int, tmp_p
         untouched = [name for name in contents(source) if name.startswith("model-00002")]
         assert untouched
         assert all((tmp_path / "out" / name).read_bytes() == (source / name).read_bytes() for name in untouched)
+
+
+def test_no_row_is_made_up_for_a_tag_unless_asked(tmp_path: Path) -> None:
+    source = bpe(tmp_path / "source", rows=801)
+    result = repair(str(source), tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    assert document(tmp_path / "out", "config.json")["vocab_size"] == 801
+    assert [(each.finding.rule, "--init-tags" in each.reason) for each in result.unrepaired] == [
+        ("vocab-overflow", True)
+    ]
+    assert not result.whole
+
+
+def with_padding_token(folder: Path) -> Path:
+    """A trainer's `[PAD]`, behind the last row and in every list that a trainer writes it to."""
+    bpe(folder)
+    entry = {"id": 803, "content": "[PAD]", "special": True, **dict.fromkeys(FLAGS, False)}
+    edit_tokenizer(folder, lambda tokenizer: tokenizer["added_tokens"].append(entry))
+    config = document(folder, "tokenizer_config.json")
+    decoder = {
+        **config.get("added_tokens_decoder", {}),
+        "803": {key: entry[key] for key in (*FLAGS, "content", "special")},
+    }
+    edit_json(folder / "tokenizer_config.json", pad_token="[PAD]", added_tokens_decoder=decoder)
+    edit_json(folder / "special_tokens_map.json", pad_token="[PAD]", additional_special_tokens=["[PAD]", END])
+    for name in ("config.json", "generation_config.json"):
+        edit_json(folder / name, pad_token_id=803)
+    write_json(folder / "added_tokens.json", {START: 801, END: END_ID, "[PAD]": 803})
+    return folder
+
+
+def test_a_token_without_a_row_that_no_chat_needs_is_taken_out_everywhere(tmp_path: Path) -> None:
+    source = with_padding_token(tmp_path / "source")
+    assert "vocab-overflow" in rules(source)
+    result = repair(str(source), tmp_path / "out")
+    assert result.unrepaired == ()
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    assert all(b"[PAD]" not in data for name, data in contents(tmp_path / "out").items() if name.endswith("json"))
+    told = {(change.file, change.field): change for change in result.changes}
+    taken = told["tokenizer.json", "added_tokens.[PAD]"]
+    assert (taken.rule, taken.new) == ("vocab-overflow", "nothing")
+    assert told["config.json", "pad_token_id"].old == "803"
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) == 803
+    assert repair(str(tmp_path / "out"), tmp_path / "again").changes == ()
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stated", [700, 900])
+def test_stored_rows_are_believed_before_the_configuration(stated: int, tmp_path: Path) -> None:
+    source = bpe(tmp_path / "source")
+    edit_json(source / "config.json", vocab_size=stated)
+    assert rules(source) == {"vocab-rows"}
+    result = repair(str(source), tmp_path / "out")
+    assert result.unrepaired == ()
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    (change,) = (change for change in result.changes if change.field == "vocab_size")
+    assert (change.rule, change.old, change.new) == ("vocab-rows", str(stated), "803")
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 803
 
 
 def test_untrained_tags_keep_their_rows_unless_asked(untrained: Path, tmp_path: Path) -> None:
@@ -141,5 +215,5 @@ def test_a_parent_without_trained_rows_is_refused(untrained: Path, tmp_path: Pat
 def test_a_file_of_float64_is_refused_before_anything_is_lost(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "source", family="qwen2", tokenizer="bpe", rows=801, dtype=torch.float64)
     with pytest.raises(HermetiqError, match="beside F64"):
-        repair(str(source), tmp_path / "out")
+        repair(str(source), tmp_path / "out", init_tags=InitTags("mean"))
     assert list(tmp_path.iterdir()) == [source]
