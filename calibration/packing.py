@@ -61,7 +61,7 @@ class CalibrationReport:
     folded: int
     """Chats whose system message was put before the user's, because the template refuses a system role."""
     refused: int
-    """Chats that were left out because the template refuses them."""
+    """Chats that were left out because the template refuses them, or because a base model has none."""
     findings: tuple[Finding, ...] = ()
     """`calibration-thin`."""
 

@@ -54,6 +54,9 @@ talk = Console(stderr=True, highlight=False, emoji=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
+BaseModel = Annotated[
+    bool, typer.Option("--base-model", help="The model has no chat template, and that is right: EOS ends its texts.")
+]
 
 SHOWN_ENDS = 3
 """Turn ends of an artifact that are named, the worst; the manifest has all."""
@@ -189,6 +192,7 @@ def inspect(
         bool,
         typer.Option("--forward", help="Run the model over held-out chats too: does it stop, does float16 hold it?"),
     ] = False,
+    base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Lint a checkpoint or an artifact against the rules."""
@@ -201,9 +205,10 @@ def inspect(
     chosen, left_out, seen = tuple(select or ()), tuple(ignore or ()), None
     with progress("reading") as tick:
         result = run(
-            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, select=chosen, ignore=left_out
-        )
-        if forward and result.contract:
+            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, select=chosen, ignore=left_out,
+            base_model=base_model,
+        )  # fmt: skip
+        if forward and result.contract and result.contract.is_chat:
             seen = gate.forward(path, result.contract, adapter=adapter, tick=tick)
             result = gate.joined(result, seen, select=chosen, ignore=left_out)
     if forward and seen is None:
@@ -213,9 +218,10 @@ def inspect(
     else:
         show_findings(out, result.findings)
         if contract := result.contract:
-            stops = ", ".join(map(str, contract.stop_ids))
-            out.print(f"terminator {escape(contract.terminator)} = {contract.terminator_id}; stops on {stops}; "
-                      f"{contract.tokens} tokens, {contract.rows} rows")  # fmt: skip
+            stops = ", ".join((*map(str, contract.stop_ids), *map(repr, contract.stop_strings)))
+            out.print(f"prompt format {contract.prompt_format}; terminator {one_line(contract.terminator)} = "
+                      f"{contract.terminator_id}; stops on {escape(stops)}; {contract.tokens} tokens, "
+                      f"{contract.rows} rows")  # fmt: skip
         if seen:
             show_forward(seen)
         counts = {kind: sum(item.severity == kind for item in result.findings) for kind in STYLES}
@@ -328,6 +334,7 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted export in OUT stopped.")] = False,
+    base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a checkpoint to everything that is asked for, in one pass of calibration and one read."""
@@ -341,6 +348,7 @@ def export(
         job = pipeline.prepare(
             path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration, rows=rows,
             row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix, measurement=measurement,
+            base_model=base_model,
         )  # fmt: skip
         manifest = None if dry_run else pipeline.export(
             job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),
@@ -369,6 +377,8 @@ def show_plan(plan: Plan) -> None:
     if plan.calibration:
         asked, used, tokens = (plan.calibration[key] for key in ("rows_asked", "rows_used", "tokens"))
         out.print(f"calibration: {used} of {asked} rows, {tokens} tokens of {one_line(plan.calibration['source'])}")
+        if refused := plan.calibration["refused"]:
+            out.print(f"left out of it: {refused} chats, which no template of the model takes")
     out.print(f"disk {size(plan.disk)}, memory about {size(plan.memory)}")
 
 

@@ -71,7 +71,7 @@ def companions(
     return {
         **{name: json_bytes(document) for name, document in documents.items()},
         "tokenizer.json": _joined_merges(_tokenizer_json(checkpoint, contract)),
-        TEMPLATE: contract.template.encode(),
+        **({TEMPLATE: contract.template.encode()} if contract.is_chat else {}),
         **dict(_copies(checkpoint)),
     }
 
@@ -128,7 +128,7 @@ def _tokenizer_config(
         "tokenizer_class": TOKENIZER_CLASS,
         "add_bos_token": contract.add_bos,
         "add_eos_token": False,
-        "chat_template": _inline(base.get("chat_template"), contract.template),
+        **({"chat_template": _inline(base.get("chat_template"), contract.template)} if contract.is_chat else {}),
     }
 
 

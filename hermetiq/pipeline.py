@@ -56,6 +56,7 @@ def prepare(
     sequential: bool = False,
     imatrix: bool | None = None,
     measurement: Path | None = None,
+    base_model: bool = False,
 ) -> Job:
     """Open a checkpoint, hold it against the rules, plan every artifact and draw the calibration rows.
 
@@ -73,15 +74,16 @@ def prepare(
         sequential: calibrate each block on what the quantized blocks before it put out; for one spec alone.
         imatrix: whether GGUF files get an importance matrix; where None, if something else is calibrated anyway.
         measurement: `measurement.json` of an earlier export of the source, to choose EXL2's widths by.
+        base_model: the model has no chat template, and that is right.
 
     Raises:
         Refusal: the checkpoint breaks a rule, or a layer does not fit a recipe.
-        HermetiqError: unusable path, family, name, corpus or measurement.
+        HermetiqError: unusable path, family, name, corpus or measurement, or a `base_model` that has a template.
     """
     specs = tuple(dict.fromkeys(specs))
     source = open_checkpoint(path, adapter=adapter)
     # NaN is looked for while the tensors are read for the work: scanning them here would read everything twice.
-    inspection = lint(source, ignore=("weight-nan",))
+    inspection = lint(source, ignore=("weight-nan",), base_model=base_model)
     legacy = {spec.format: found for spec in specs if (found := legacy_finding(spec))}
     findings = admit((*inspection.findings, *legacy.values()), ignore)
     contract = inspection.contract
@@ -253,7 +255,7 @@ def _header(source: Checkpoint, contract: ChatContract) -> GgufHeader:
         model=source.model,
         vocabulary=_tagged(source.tokenizer.vocabulary, contract),
         ids=special_ids(contract),
-        template=contract.template,
+        template=contract.template if contract.is_chat else None,
         name=source.provenance.name,
         license=source.provenance.license,
         base_models=source.provenance.base_models,

@@ -1,4 +1,7 @@
-"""Calibration rows of one model: a corpus rendered by its own template and encoded by its own tokenizer (U35)."""
+"""Calibration rows of one model: a corpus rendered by its own template and encoded by its own tokenizer (U35).
+
+A base model has no template: it is calibrated on the texts of the corpus, and the chats are counted as refused.
+"""
 
 from __future__ import annotations
 
@@ -125,6 +128,8 @@ class _Encoder:
 def _opening_bos(scribe: Scribe) -> int | None:
     """The BOS that the model's chats begin with, whether the template or the tokenizer puts it there; or None."""
     bos = scribe.contract.bos_token_id
+    if not scribe.contract.is_chat:
+        return bos if scribe.contract.add_bos else None
     (chat,) = scribe.render([({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"})])
     return bos if chat is not None and scribe.encode(chat)[0] == bos else None
 

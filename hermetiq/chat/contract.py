@@ -191,7 +191,7 @@ def special_ids(contract: ChatContract) -> SpecialIds:
     others = [token for token in contract.stop_ids if token != contract.terminator_id]
     return SpecialIds(
         eos=contract.terminator_id,
-        eot=contract.terminator_id,
+        eot=contract.terminator_id if contract.is_chat else None,
         eom=others[0] if others else None,
         bos=contract.bos_token_id,
         pad=contract.pad_token_id,

@@ -13,7 +13,10 @@ from hermetiq.checkpoint.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Scribe:
-    """A model's template and tokenizer at work; what the template refuses (a system role, say) comes out as None."""
+    """A model's template and tokenizer at work.
+
+    What the template refuses (a system role, say) comes out as None, and so does every chat of a base model.
+    """
 
     contract: ChatContract
     tokenizer: Tokenizer
@@ -24,6 +27,8 @@ class Scribe:
         Raises:
             TemplateUnsafe: the template is not safe to render, or does not end.
         """
+        if not self.contract.is_chat:
+            return [None] * len(chats)
         variables = template_variables(self.tokenizer)
         outcomes = render_each(self.contract.template, [RenderRequest(chat, prompt, variables) for chat in chats])
         return [outcome if isinstance(outcome, str) else None for outcome in outcomes]
