@@ -62,7 +62,7 @@ def verify(
     stored = [_stored(manifest, artifact, folder) for artifact in manifest.artifacts]
     if runtime is not None:
         foreign.require_reader(runtime, [item.spec for item in stored])
-    asked = reference.read(source)
+    asked = reference.read(source, base_model=not manifest.source.contract.is_chat)
     count = len(stored)
     examined = [
         _examine(item, asked, source, runtime, part(tick, 0.5 * number / count, 0.5 * (number + 1) / count))
@@ -189,7 +189,7 @@ def _by_answers(
     """Does every answer, the artifact's own and the runtime's, end where the source would end it?"""
     found = Findings()
     own = len(item.answers or ())
-    if item.answers is not None:
+    if item.answers:
         found += judge.smoke_findings(item.answers, asked, replace(source, states=source.states[:own]), limits, decode)
     if item.foreign:
         found += foreign.stops(item.foreign, asked, replace(source, states=source.states[own:]), limits, decode)

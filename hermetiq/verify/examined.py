@@ -82,7 +82,7 @@ def opened(stored: Stored, source: ChatContract) -> tuple[Checkpoint | None, Cha
     checkpoint = None
     try:
         checkpoint = open_checkpoint(stored.path)
-        contract = derive(checkpoint)
+        contract = derive(checkpoint, base_model=not source.is_chat)
     except HermetiqError as error:
         check = Check("contract", False, "unreadable", "readable", told(error, stored.path))
         return checkpoint, None, Findings((check,))

@@ -66,7 +66,7 @@ def _stops(source: ChatContract, artifact: ChatContract) -> Findings:
 
 def _tokenizer(folder: Path, asked: Reference) -> Findings:
     """The ids that transformers makes with the artifact's files, which is what GPU runtimes use (U17, U19, U39)."""
-    sample = asked.samples[0].text
+    sample = asked.sample
     try:
         tokenizer = _load(folder)
         with panics_refused():

@@ -47,6 +47,8 @@ def answers(checkpoint: Checkpoint, asked: Reference, tick: Callable[[float], No
     Raises:
         Refusal: a tensor cannot be read.
     """
+    if not asked.smoke:
+        return ()
     model = _model(checkpoint)
     tick(0.3)
     found: list[Answer] = []

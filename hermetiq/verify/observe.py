@@ -47,7 +47,7 @@ def observe(path: Path, reference: Reference, tick: Callable[[float], None]) -> 
     """
     longest = max(len(ids) for ids in (*reference.rows, *(prompt.ids for prompt in reference.smoke)))
     asked = spread(len(reference.ends), ENDS_ASKED)
-    sample = reference.samples[0].text
+    sample = reference.sample
     with LlamaCpp(path, context=longest + ANSWER_TOKENS + MARGIN) as runtime:
         tokens = runtime.tokenize([encoding.text for encoding in reference.texts])
         tick(0.3)

@@ -51,9 +51,14 @@ class Reference:
     smoke: tuple[Prompt, ...]
     """Questions that each artifact answers."""
     samples: tuple[Prompt, ...]
-    """Prompts of held-out chats, to compare template engines on; at least one."""
+    """Prompts of held-out chats, to compare template engines on; none of a base model."""
     notes: tuple[str, ...] = ()
     """Held-out chats that were left out, and why."""
+
+    @property
+    def sample(self) -> str:
+        """A text as the model meets it, to see what a runtime puts before it."""
+        return self.samples[0].text if self.samples else self.texts[-1].text
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,17 @@ class HeldOut:
     """Chats that were left out, and why."""
 
 
-def read(checkpoint: Checkpoint) -> Reference:
+def read(checkpoint: Checkpoint, *, base_model: bool = False) -> Reference:
     """Render and encode everything that artifacts are asked about.
+
+    Args:
+        base_model: the source has no template: artifacts are asked about texts.
 
     Raises:
         Refusal: the source has no contract.
         HermetiqError: no held-out chat fits its template and context, or every assistant turn stays open.
     """
-    contract, tokenizer = derive(checkpoint), checkpoint.tokenizer
+    contract, tokenizer = derive(checkpoint, base_model=base_model), checkpoint.tokenizer
     chats = held_out(checkpoint, contract)
     specials = [token.text for token in tokenizer.vocabulary.tokens if token.kind in _TAG_KINDS]
     questions = [({"role": "user", "content": text},) for text in smoke_prompts()]
@@ -98,9 +106,13 @@ def read(checkpoint: Checkpoint) -> Reference:
 def held_out(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
     """Render and encode the held-out chats, and find where their assistant turns end.
 
+    A base model reads what was said in them as a text, which ends with EOS.
+
     Raises:
         HermetiqError: no chat fits the template and the context, or every assistant turn stays open.
     """
+    if not contract.is_chat:
+        return _held_out_texts(checkpoint, contract)
     rendered = _conversations(Scribe(contract, checkpoint.tokenizer))
     taken = [chat for chat in rendered if chat and len(chat.ids) <= checkpoint.model.context_length]
     ends = [
@@ -120,6 +132,23 @@ def held_out(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
         texts=tuple(chat.text for chat in taken),
         prompts=tuple(prompt for chat in taken for prompt in chat.prompts),
         notes=_left_out(refused=rendered.count(None), long=len(rendered) - rendered.count(None) - len(taken)),
+    )
+
+
+def _held_out_texts(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
+    scribe = Scribe(contract, checkpoint.tokenizer)
+    texts = ["\n\n".join(message["content"] for message in chat.messages) for chat in held_out_chats()]
+    rows = {text: (*scribe.encode(text), contract.terminator_id) for text in texts}
+    taken = {text: ids for text, ids in rows.items() if len(ids) <= checkpoint.model.context_length}
+    if not taken:
+        raise HermetiqError(f"none of {len(rows)} held-out texts fits the model", where=checkpoint.provenance.name)
+    unasked = f"a base model answers no chats: {len(smoke_prompts())} smoke prompts were left out"
+    return HeldOut(
+        rows=tuple(taken.values()),
+        ends=tuple((row, len(ids) - 2) for row, ids in enumerate(taken.values())),
+        texts=tuple(taken),
+        prompts=(),
+        notes=(unasked, *_left_out(refused=0, long=len(rows) - len(taken))),
     )
 
 
