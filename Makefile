@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-runtimes check bench dist clean
+.PHONY: demo test test-gpu test-runtimes check rules bench dist clean
 
 .venv/base: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,9 @@ check: .venv/dev  ## lint, types, layout
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p hermetiq
 	$(BIN)/pytest -q tests/test_house.py
+
+rules: .venv/base  ## docs/rules.md, from the tables in the source
+	$(BIN)/python -c "from hermetiq.rules_page import rules_page; print(rules_page(), end='')" > docs/rules.md
 
 bench: .venv/dev  ## side-by-side figures against what people use otherwise; needs 40 GB of disk and hours of an idle machine
 	$(BIN)/python -m benchmarks.quantize

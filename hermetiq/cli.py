@@ -243,9 +243,10 @@ def show_forward(seen: Forward) -> None:
 
 @app.command()
 def rule(
-    name: Annotated[str | None, typer.Argument(help="Rule to explain; all are listed without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Rule or case (U01) to explain; rules are listed without.")] = None,
 ) -> None:
-    """List the rules, or explain one."""
+    """List the rules, or explain one, or a case that people run into."""
+    from hermetiq.cases import CASES, explain_case
     from hermetiq.rules import RULES, explain
 
     if name is None:
@@ -254,7 +255,7 @@ def rule(
             table.add_row(entry.name, f"[{STYLES[entry.severity]}]{entry.severity}[/]", escape(entry.what))
         out.print(table)
     else:
-        out.print(escape(explain(name)))
+        out.print(escape(explain_case(name.upper()) if name.upper() in CASES else explain(name)))
 
 
 @app.command()

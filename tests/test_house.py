@@ -18,6 +18,8 @@ ORDER = (
     {"hermetiq", "hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
     {"hermetiq.machine", "hermetiq.typed_json"},
     {"hermetiq.rules"},
+    {"hermetiq.cases"},
+    {"hermetiq.rules_page"},
     {"hermetiq.calibration"},
     {"hermetiq.quantize"},
     {"hermetiq.formats"},
