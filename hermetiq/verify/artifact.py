@@ -102,7 +102,7 @@ class _Source:
         self.asked, self.reading, self.decode = asked, reading, checkpoint.tokenizer.decode
         rows = list(zip(asked.rows, reading.states, strict=True))
         ends = turn_ends_of(rows, reading.logits, asked.ends, asked.contract.terminator_id)
-        # Where a base model would end a text is no promise; that an artifact ends it as readily is checked all the same.
+        # A base model has not promised to end a text here; that an artifact ends it as readily is checked all the same.
         checks = (terminator.source_check(ends, asked.contract),) if asked.contract.is_chat else ()
         self.findings = Findings(checks, notes=asked.notes)
         self.tag_rows = TagRows(checkpoint, asked.contract.tags)
