@@ -71,7 +71,7 @@ def nan_in_a_norm(folder: Path) -> None:
 
 
 def without_a_layers_scales(folder: Path) -> None:
-    change_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.scales") and None)
+    change_weights(folder, lambda weights: weights.__delitem__("model.layers.1.mlp.up_proj.scales"))
 
 
 def zeros_of_another_version(folder: Path) -> None:
