@@ -76,6 +76,11 @@ def read_parents(checkpoint: Checkpoint, given: Sequence[str] = ()) -> Parents:
     return Parents(tuple(parents), (*findings, *_beyond("--parent", names)), remapped)
 
 
+def recipe_parents(text: str) -> tuple[str, ...]:
+    """The parents that a mergekit recipe names, by their Hub ids or paths; none for what is no recipe."""
+    return tuple(dict.fromkeys(_named(_parse(text) or {})))[:_MOST_PARENTS]
+
+
 def _uncompared(recipe: Mapping[str, Any] | None) -> Iterator[Finding]:
     """The parents that a recipe names."""
     if recipe is None:

@@ -280,8 +280,9 @@ def _told(error: BaseException, where: str) -> HermetiqError:
     if status is None:
         if _is_network(error):
             return HermetiqError("the connection to the Hub was lost", where=where, remedy=_BROKEN[1])
-        words = redacted((str(error).splitlines() or [""])[0])[:_LONGEST]
-        return HermetiqError(f"the upload failed: {type(error).__name__}: {words}", where=where, remedy="run again")
+        *_, first = _causes(error)
+        words = redacted((str(first).splitlines() or [""])[0])[:_LONGEST]
+        return HermetiqError(f"the upload failed: {type(first).__name__}: {words}", where=where, remedy="run again")
     what, remedy = _MEANINGS.get(status, _BROKEN)
     said = next((text for each in _causes(error) if (text := getattr(each, "server_message", None))), None)
     words = f" ({redacted(str(said))[:_LONGEST]})" if said else ""
