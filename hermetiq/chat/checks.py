@@ -22,6 +22,7 @@ from hermetiq.chat.prompt_formats import FORMATS
 from hermetiq.chat.rope_checks import rope_form
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
+from hermetiq.chat.tensor_checks import tensors_lost
 from hermetiq.chat.weight_checks import head_tie, tag_untrained, tie_conflict, weight_nan
 from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.checkpoint.pretokenizer import pretokenizer_finding
@@ -231,6 +232,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "head-tie": head_tie,
         "merge-vocab": merge_vocab,
         "merge-rows": merge_rows,
+        "tensors-lost": tensors_lost,
     }
 )
 """Every rule's check, in the order of the findings."""

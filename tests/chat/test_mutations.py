@@ -285,6 +285,13 @@ MUTATIONS = (
         "merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000", parent="parent"
     ),
     Mutation("source-incomplete", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
+    Mutation(
+        "tensors-lost",
+        set_json("config.json", num_nextn_predict_layers=1),
+        "config.json",
+        "num_nextn_predict_layers",
+        "1, and no tensors of such layers",
+    ),
 )
 
 
