@@ -71,7 +71,11 @@ FOLDER = Artifact(
 CALIBRATION = Calibration("built-in", 7, "ef" * 32, 128, 120, 8, 61440, 0.25, sequential=True)
 FINDING = Finding("vocab-padding", "info", "config.json", "vocab_size", "1", "2", "because", "nothing")
 VERIFICATION = Verification(
-    "ab" * 32, (Check("kl", True, 0.1, 0.2), Check("bos", False, "[1]", "[]", "no")), {"kl": 0.1}
+    "ab" * 32,
+    (Check("kl", True, 0.1, 0.2), Check("bos", False, "[1]", "[]", "no")),
+    {"kl": 0.1},
+    turn_ends=(TurnEnd(3, 17, "derrière l'église.", -0.1, 1, None, 32002),),
+    tag_rows=(TagRow("<|im_end|>", 32000, "head", "Q6_K", 0.9999, 0.015, 0.03),),
 )
 MANIFEST = Manifest(
     source=Source("m", "cd" * 32, Provenance("m", base_models=("org/base",)), CONTRACT, (FINDING,)),
@@ -177,6 +181,30 @@ def test_a_damaged_value_is_named_and_refused(tmp_path: Path, damage: str) -> No
     (folder / FILE).write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(HermetiqError, match=told):
         Manifest.read(folder)
+
+
+RECORDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a rank of none": ("turn_ends", {"source_rank": 0}, r"turn_ends\[0\]: a place below 0 or a rank below 1"),
+    "a place before the first": ("turn_ends", {"position": -1}, "a place below 0 or a rank below 1"),
+    "a long text": ("turn_ends", {"text": "x" * 61}, "text of more than 60 characters, or that does not print"),
+    "a text that clears the screen": ("turn_ends", {"text": "\x1b[2J"}, "that does not print"),
+    "no number": ("turn_ends", {"artifact_logprob": "-inf"}, "artifact_logprob: found '-inf', expected float"),
+    "a truth for a rank": ("turn_ends", {"artifact_rank": True}, "artifact_rank: found 'True'"),
+    "a third matrix": ("tag_rows", {"matrix": "norm"}, r"tag_rows\[0\].matrix: found 'norm'"),
+    "an id below zero": ("tag_rows", {"id": -1}, "an id below 0"),
+    "a limit of none": ("tag_rows", {"limit": None}, "limit: found 'None', expected float"),
+}
+
+
+@pytest.mark.parametrize("damage", RECORDS)
+def test_a_damaged_record_of_a_verification_is_refused(tmp_path: Path, damage: str) -> None:
+    MANIFEST.with_verification(ARTIFACT.file, VERIFICATION).write(tmp_path)
+    document = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    kind, change, told = RECORDS[damage]
+    document["verification"][ARTIFACT.file][kind][0].update(change)
+    (tmp_path / FILE).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(HermetiqError, match=told):
+        Manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize(
