@@ -86,7 +86,7 @@ _CONFIG: Final[Mapping[str, Callable[[Job, LinearPlan], dict[str, Any]]]] = {
 
 def stored(source: Checkpoint, plan: LinearPlan, journal: Journal, track: str) -> Callable[[str], Tensor]:
     """The tensors of a folder by name: those of the journal, and the checkpoint's own for what no block holds."""
-    load, made = sound(source), set(journal.names(track))
+    load, made = sound(source, narrow=True), set(journal.names(track))
 
     def tensor(name: str) -> Tensor:
         if name in made:

@@ -82,8 +82,8 @@ def prepare(
     """
     specs = tuple(dict.fromkeys(specs))
     source = open_checkpoint(path, adapter=adapter)
-    # NaN is looked for while the tensors are read for the work: scanning them here would read everything twice.
-    inspection = lint(source, ignore=("weight-nan",), base_model=base_model)
+    # Values are looked at while the tensors are read for the work: scanning them here would read everything twice.
+    inspection = lint(source, ignore=("weight-nan", "f16-overflow"), base_model=base_model)
     legacy = {spec.format: found for spec in specs if (found := legacy_finding(spec))}
     findings = admit((*inspection.findings, *legacy.values()), ignore)
     contract = inspection.contract
@@ -146,7 +146,7 @@ def export(
 
     Raises:
         HermetiqError: `folder` holds something else, the disk is too small, or an unfinished export is in the way.
-        Refusal: `weight-nan` or `hessian-nan`, found on the way.
+        Refusal: `weight-nan`, `f16-overflow` or `hessian-nan`, found on the way.
     """
     if resume and (done := finished(folder, job)):
         return done

@@ -24,7 +24,7 @@ from hermetiq.calibration.statistics import Statistics
 from hermetiq.calibration.sums import arithmetic
 from hermetiq.calibration.walk import head_matrix
 from hermetiq.checkpoint.base import Checkpoint
-from hermetiq.checkpoint.finite import check_finite
+from hermetiq.checkpoint.finite import extent, f16_finding, nan_finding
 from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.formats import awq, exl2, gptq
 from hermetiq.formats.exl2_plan import HEAD_MODULE, allocated
@@ -108,7 +108,7 @@ def calibrate(job: Job, journal: Journal, device: torch.device, tick: Ticker) ->
     """Walk the model once and put what every track makes of each block into the journal, from where it ends.
 
     Raises:
-        Refusal: `weight-nan`, `hessian-nan`.
+        Refusal: `weight-nan`, `f16-overflow`, `hessian-nan`.
         HermetiqError: a weight is beyond what a format can express; the model's family cannot be run.
     """
     folders = {path: Track(plan) for path, plan in job.linear.items()}
@@ -161,7 +161,7 @@ def _walk(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch
         return
     observe(
         job.source.config,
-        sound(job.source),
+        sound(job.source, narrow=bool(job.folders)),
         job.rows.rows,
         _Visitor(job, journal, tracks),
         device=device,
@@ -177,7 +177,7 @@ def _walk(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch
 
 def _round(job: Job, journal: Journal, tracks: Mapping[str, Track], device: torch.device, tick: Ticker) -> None:
     """Round every block from the statistics that the pass kept, in journal blocks behind those of the pass."""
-    depth, load = job.source.model.layers, sound(job.source)
+    depth, load = job.source.model.layers, sound(job.source, narrow=True)
     names = job.source.model.expected_tensors()
     for index in range(journal.blocks - depth - 1, depth):
         prefix = block_prefix(index)
@@ -240,7 +240,8 @@ class _Visitor:
         """The head of every EXL2 folder, by path; the other folders keep it as it is."""
         if not self.job.mixed:
             return {}
-        weight = head_matrix(self.job.source.config, sound(self.job.source)).to(seen.gram.device, torch.float32)
+        load = sound(self.job.source, narrow=True)
+        weight = head_matrix(self.job.source.config, load).to(seen.gram.device, torch.float32)
         rungs = {path: planned.head for path, planned in self.job.mixed.items()}
         made = {rung: exl2.pack(solve_head(weight, seen, rung).linear) for rung in set(rungs.values())}
         return {
@@ -306,12 +307,19 @@ def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return narrowed
 
 
-def sound(source: Checkpoint) -> Callable[[str], Tensor]:
-    """`source.load`, refusing NaN and infinity where they are first read (`weight-nan`)."""
+def sound(source: Checkpoint, *, narrow: bool) -> Callable[[str], Tensor]:
+    """`source.load`, refusing where they are first read NaN and infinity (`weight-nan`).
+
+    Args:
+        narrow: also refuse what float16 cannot hold (`f16-overflow`); every folder is read in that type.
+    """
 
     def load(name: str) -> Tensor:
-        tensor = source.load(name)
-        if found := check_finite(name, tensor, source.tensors[name].file):
+        tensor, file = source.load(name), source.tensors[name].file
+        seen = extent(tensor)
+        if found := nan_finding(name, seen, file) or (
+            f16_finding(name, seen, file, severity="error") if narrow else None
+        ):
             raise Refusal(found)
         return tensor
 

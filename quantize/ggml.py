@@ -42,6 +42,9 @@ TYPES = tuple(
 PROVIDERS = {"xllamacpp": "xllamacpp*.so", "llama_cpp": "lib/libggml-base.*"}
 """Packages that carry ggml, best first, and where in them the library lies."""
 
+HALF_NOTHING = 2.0**-25
+"""The largest magnitude that float16 rounds to zero: half of its smallest number, the tie going to zero."""
+
 CHUNK_WEIGHTS = 1 << 20
 """Weights in one unit of work: 4 MiB as float32, small enough for a cache and for an even share between threads."""
 
@@ -154,6 +157,16 @@ def is_finite(rows: Float32) -> bool:
     """Whether no value is NaN or infinite. A finite sum proves it, at a fraction of the cost of looking at each."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(rows.sum()) or np.isfinite(rows).all())
+
+
+def vanishes(
+    rows: Float32,  # (rows, columns)
+) -> bool:
+    """Whether float16 rounds a whole row to zero that is not. Hardly any row begins with so small a value."""
+    if rows.shape[1] == 1:
+        return False  # A vector, of which each value is a row here.
+    peaks = np.abs(rows[np.abs(rows[:, 0]) <= HALF_NOTHING]).max(axis=1, initial=0)
+    return bool(((peaks > 0) & (peaks <= HALF_NOTHING)).any())
 
 
 def chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,7 @@ from hermetiq.formats import gptq
 from hermetiq.formats.gguf.names import gguf_names
 from hermetiq.formats.gguf.recipe import FILE_TYPE
 from hermetiq.journal import Journal
-from hermetiq.manifest import Manifest, sha256_of
+from hermetiq.manifest import STAGES, Manifest, sha256_of
 from hermetiq.pipeline import export, prepare
 from hermetiq.plan import Job
 from hermetiq.quantize.spec import parse
@@ -84,7 +84,7 @@ def test_the_manifest_pins_every_file_and_the_rows(job: Job, out: Path) -> None:
     assert files == {
         path.relative_to(out).as_posix(): sha256_of(path)
         for path in out.rglob("*")
-        if path.is_file() and path.name != "hermetiq.json"
+        if path.is_file() and path.name not in ("hermetiq.json", STAGES)
     }
     for item in manifest.artifacts:
         assert item.bytes == sum((out / name).stat().st_size for name in item.files)
@@ -136,7 +136,7 @@ def test_the_same_bytes_alone_or_together_once_or_twice(model: Path, job: Job, o
 
 
 def test_no_work_folder_is_left(out: Path) -> None:
-    assert sorted(path.name for path in out.iterdir()) == [AWQ, "gguf", GPTQ, "hermetiq.json"]
+    assert sorted(path.name for path in out.iterdir()) == [AWQ, "gguf", GPTQ, STAGES, "hermetiq.json"]
 
 
 def inputs_of(model: Path, rows: list[list[int]]) -> dict[str, Tensor]:
@@ -310,22 +310,38 @@ def test_a_weight_that_is_no_number_is_named(model: Path, tmp_path: Path, block:
 def test_activations_that_overflow_are_named(model: Path, tmp_path: Path) -> None:
     broken = edited(model, tmp_path / "model", {"model.layers.1.mlp.up_proj.weight": torch.full((256, 256), 3e38)})
     with pytest.raises(Refusal, match=r"model\.layers\.1\.mlp\.up_proj: hessian-nan"):
-        export(asked(broken, *SPECS[:1]), tmp_path / "out")
+        export(asked(broken, "gguf:BF16", imatrix=True), tmp_path / "out")
 
 
+@pytest.mark.parametrize("value", [7e4, -1e30, 1e-9])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
-def test_weights_beyond_float16_are_an_error_and_no_infinity(model: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("spec", [*SPECS[:2], "exl2:3.5bpw"])
+def test_what_float16_cannot_hold_is_refused_by_its_tensors_name(
+    model: Path, tmp_path: Path, name: str, value: float, spec: str
+) -> None:
+    own = load_file(model / "model.safetensors")[name]
+    own[:1] = value
+    broken = edited(model, tmp_path / "model", {name: own if own.dim() > 1 else own.fill_(value)})
+    with pytest.raises(Refusal, match="f16-overflow") as refused:
+        export(asked(broken, spec), tmp_path / "out")
+    (found,) = refused.value.findings
+    assert (found.field, found.severity) == (name, "error")
+
+
+def test_bfloat16_holds_what_float16_cannot(model: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
     own = load_file(model / "model.safetensors")[name]
     broken = edited(model, tmp_path / "model", {name: own * 1e9})
-    for spec in SPECS[:2]:
-        with pytest.raises(HermetiqError, match=r"float16|hessian-nan"):
-            export(asked(broken, spec), tmp_path / spec)
+    export(asked(broken, "gguf:BF16", "gguf:F32"), tmp_path / "out")
+    for spec in ("gguf:F16", "gguf:Q4_0"):
+        with pytest.raises(Refusal, match=rf"{name}: f16-overflow"):
+            export(asked(broken, spec), tmp_path / "other")
 
 
 def test_activations_beyond_float16_are_a_warning_on_record(model: Path, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.v_proj"
     own = load_file(model / "model.safetensors")[f"{name}.weight"]
-    loud = edited(model, tmp_path / "model", {f"{name}.weight": own * 1e6})
+    loud = edited(model, tmp_path / "model", {f"{name}.weight": own * 5e5})
     manifest = export(asked(loud, SPECS[0]), tmp_path / "out")
     assert [(item.rule, item.field) for item in manifest.source.findings if item.rule == "fp16-range"] == [
         ("fp16-range", name)

@@ -72,8 +72,9 @@ def write(
         imatrix: importance of each input column, (in,), by the Hugging Face name of the weight.
 
     Raises:
-        Refusal: `weight-nan`, a tensor holds NaN or infinity; `source-incomplete`, it has another shape than planned.
-        HermetiqError: a weight is too large for a type; the disk is full or the folder cannot be written; no ggml.
+        Refusal: `weight-nan`, a tensor holds NaN or infinity; `f16-overflow`, a weight is too large for a type, or
+            F16 loses a row; `source-incomplete`, it has another shape than planned.
+        HermetiqError: the disk is full or the folder cannot be written; no ggml.
         ValueError: the plans are of different models.
     """
     first = next(iter(plans.values()))
@@ -157,6 +158,8 @@ class _Work:
         rows = ggml.float32(weight[start:stop] if order is None else weight[order[start:stop]])
         types = {tensor.choice.type: None for tensor in planned}
         name = planned[0].source or planned[0].name
+        if GgmlType.F16 in types and ggml.vanishes(rows):
+            raise self._narrow(name, "a row of nothing but values that F16 rounds to zero")
         try:
             blocks = self.library.blocks(rows, types, imatrix=self.imatrix.get(name))
         except NonFinite as error:
@@ -164,8 +167,13 @@ class _Work:
             found = finding("weight-nan", file=file, field=name, found="NaN or infinity", expected="finite weights")
             raise Refusal(found) from error
         except OutOfRange as error:
-            raise HermetiqError(error.what, where=name, remedy=error.remedy) from error
+            raise self._narrow(name, error.what) from error
         return _Slice(planned, blocks, last=stop == len(weight))
+
+    def _narrow(self, name: str, found: str) -> Refusal:
+        file = self.source.tensors[name].file
+        expected = "weights that the type can hold"
+        return Refusal(finding("f16-overflow", file=file, field=name, found=found, expected=expected, severity="error"))
 
 
 def _array(weight: torch.Tensor, name: str) -> NDArray[Any]:

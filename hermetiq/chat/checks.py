@@ -23,7 +23,7 @@ from hermetiq.chat.rope_checks import rope_form
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
 from hermetiq.chat.tensor_checks import tensors_lost
-from hermetiq.chat.weight_checks import head_tie, tag_untrained, tie_conflict, weight_nan
+from hermetiq.chat.weight_checks import f16_overflow, head_tie, tag_untrained, tie_conflict, weight_nan
 from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.checkpoint.pretokenizer import pretokenizer_finding
 from hermetiq.checkpoint.shards import listed
@@ -229,6 +229,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "tie-conflict": tie_conflict,
         "tag-untrained": tag_untrained,
         "weight-nan": weight_nan,
+        "f16-overflow": f16_overflow,
         "head-tie": head_tie,
         "merge-vocab": merge_vocab,
         "merge-rows": merge_rows,
@@ -237,7 +238,9 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
 )
 """Every rule's check, in the order of the findings."""
 
-READS_WEIGHTS: Final = frozenset({"tie-conflict", "head-tie", "tag-untrained", "weight-nan", "merge-rows"})
+READS_WEIGHTS: Final = frozenset(
+    {"tie-conflict", "head-tie", "tag-untrained", "weight-nan", "f16-overflow", "merge-rows"}
+)
 """Rules that read tensors, and so take as long as the disk does."""
 
 

@@ -115,7 +115,10 @@ def sentencepiece_of(checkpoint: Checkpoint) -> sentencepiece.SentencePieceProce
     """The checkpoint's tokenizer.model; None without one, or where the file is of another kind."""
     data = sentencepiece_file(checkpoint)
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
+        reader = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
+        if reader:
+            reader.id_to_piece(list(range(reader.get_piece_size())))  # Of a broken file some may be no text.
+        return reader
     except (RuntimeError, UnicodeDecodeError):
         return None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hermetiq.chat.contract import ChatContract, base_contract, contract_of
 from hermetiq.chat.parents import Parents, read_parents
 from hermetiq.chat.probe import Probe, probe
+from hermetiq.chat.weight_scan import WeightScan
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, Refusal
 
@@ -23,6 +25,11 @@ class Subject:
     """Findings of opening the checkpoint, of reading its parents and of deriving its contract."""
     parents: Parents
     """What the user says that the checkpoint was merged of."""
+
+    @cached_property
+    def scan(self) -> WeightScan:
+        """What the tensors show; nothing is read before it is asked for."""
+        return WeightScan(self.checkpoint)
 
 
 Check = Callable[[Subject], Iterator[Finding]]

@@ -1,4 +1,4 @@
-"""The rules that read tensors: one tensor at a time, so that a 7B model needs no more memory than its largest one."""
+"""The rules that read tensors; what they need of each is taken in one look (`weight_scan.py`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from hermetiq.chat.contract import Tag
 from hermetiq.chat.subject import Subject
+from hermetiq.chat.weight_scan import UsualRow, WeightScan
 from hermetiq.checkpoint.base import Checkpoint
-from hermetiq.checkpoint.finite import check_finite
+from hermetiq.checkpoint.finite import f16_finding, nan_finding
 from hermetiq.errors import Finding, Refusal
 from hermetiq.model import EMBEDDING, HEAD
 from hermetiq.rules import finding
 
 _CHUNK_ROWS = 4096
+_FIRST_ROWS = 64
 _ZERO = 1e-3
 """Of the mean norm of all rows: a row below this was never trained. The smallest row of SmolLM2 has .56 of it."""
 _MEAN = 0.05
@@ -25,16 +27,21 @@ _MEAN = 0.05
 
 
 def weight_nan(subject: Subject) -> Iterator[Finding]:
-    """Every tensor that holds NaN or infinity."""
-    checkpoint = subject.checkpoint
-    for name, info in checkpoint.tensors.items():
-        try:
-            wrong = check_finite(name, checkpoint.load(name), info.file)
-        except Refusal as refusal:
-            yield from refusal.findings
-        else:
-            if wrong is not None:
-                yield wrong
+    """Every tensor that holds NaN or infinity, or that cannot be read."""
+    for name, seen in subject.scan.every():
+        if isinstance(seen, Refusal):
+            yield from seen.findings
+        elif wrong := nan_finding(name, seen.extent, subject.checkpoint.tensors[name].file):
+            yield wrong
+
+
+def f16_overflow(subject: Subject) -> Iterator[Finding]:
+    """Every tensor with values or rows that float16 cannot hold."""
+    for name, seen in subject.scan.every():
+        if not isinstance(seen, Refusal) and (
+            wrong := f16_finding(name, seen.extent, subject.checkpoint.tensors[name].file)
+        ):
+            yield wrong
 
 
 def tie_conflict(subject: Subject) -> Iterator[Finding]:
@@ -58,7 +65,7 @@ def head_tie(subject: Subject) -> Iterator[Finding]:
     if HEAD not in checkpoint.tensors:
         return
     head, embedding = checkpoint.load(HEAD), checkpoint.load(EMBEDDING)
-    if head.shape == embedding.shape and not _differing_rows(head, embedding):
+    if _equal(head, embedding):
         yield finding(
             "head-tie",
             file=checkpoint.tensors[HEAD].file,
@@ -104,56 +111,49 @@ def untrained_tags(subject: Subject) -> Iterator[UntrainedRow]:
     closing = [tag for tag in contract.tags if tag.id == contract.terminator_id]
     for name, tags in ((EMBEDDING, printed), (HEAD, closing)):
         if name in checkpoint.tensors:
-            yield from untrained(checkpoint, name, [tag for tag in tags if tag.id < checkpoint.tensors[name].shape[0]])
+            inside = [tag for tag in tags if tag.id < checkpoint.tensors[name].shape[0]]
+            yield from _untrained(subject.scan, checkpoint, name, inside)
 
 
 def untrained(checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[UntrainedRow]:
     """Those of `tags` whose row in the named tensor carries no training."""
-    weight = checkpoint.load(name)
-    usual = _usual_row(weight)
-    if not math.isfinite(usual.norm):
+    yield from _untrained(WeightScan(checkpoint), checkpoint, name, tags)
+
+
+def _untrained(scan: WeightScan, checkpoint: Checkpoint, name: str, tags: list[Tag]) -> Iterator[UntrainedRow]:
+    usual = scan.look(name).usual
+    if usual is None or not math.isfinite(usual.norm):
         return  # No row is usual here; weight-nan says why.
+    weight = checkpoint.load(name)
     for tag in tags:
         row = weight[tag.id].float()
         if row.norm() < _ZERO * usual.norm:
             yield UntrainedRow(name, tag, f"row {tag.id} is zero")
         elif (row - usual.mean).norm() < _MEAN * usual.spread:
             yield UntrainedRow(name, tag, f"row {tag.id} is the mean of all rows")
-        elif copies := _copies(weight, tag.id):
+        elif copies := _copies(weight, usual, tag.id):
             more = f" and {len(copies) - 1} more" if copies[1:] else ""
             yield UntrainedRow(name, tag, f"row {tag.id} equals row {copies[0]}{more}")
 
 
-@dataclass(frozen=True)
-class _UsualRow:
-    mean: Tensor  # (hidden,)
-    norm: float
-    """Mean norm of a row."""
-    spread: float
-    """Mean distance of a row from the mean row."""
-
-
-def _usual_row(
+def _copies(
     weight: Tensor,  # (rows, hidden)
-) -> _UsualRow:
-    rows = len(weight)
-    mean = torch.stack([part.sum(0) for part in _chunks(weight)]).sum(0) / rows
-    norm = sum(part.norm(dim=1).sum().item() for part in _chunks(weight)) / rows
-    spread = sum((part - mean).norm(dim=1).sum().item() for part in _chunks(weight)) / rows
-    return _UsualRow(mean, norm, spread)
-
-
-def _chunks(weight: Tensor) -> Iterator[Tensor]:
-    """The rows in float32, a few at a time."""
-    return (part.float() for part in torch.split(weight, _CHUNK_ROWS))
-
-
-def _copies(weight: Tensor, row: int) -> list[int]:
+    usual: UsualRow,
+    row: int,
+) -> list[int]:
     """Other rows that equal this one in every value."""
-    first_column = (weight[:, 0] == weight[row, 0]).nonzero().flatten().tolist()
-    return [other for other in first_column if other != row and torch.equal(weight[other], weight[row])]
+    alike = (usual.first_column == usual.first_column[row]).nonzero().flatten().tolist()
+    return [other for other in alike if other != row and torch.equal(weight[other], weight[row])]
 
 
 def _differing_rows(left: Tensor, right: Tensor) -> int:
     parts = zip(torch.split(left, _CHUNK_ROWS), torch.split(right, _CHUNK_ROWS), strict=True)
     return sum(int((mine != theirs).any(dim=1).sum()) for mine, theirs in parts)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors hold the same values; of most pairs only the first rows are read."""
+    if left.shape != right.shape:
+        return False
+    parts = zip(torch.split(left, _FIRST_ROWS), torch.split(right, _FIRST_ROWS), strict=True)
+    return all(bool((mine == theirs).all()) for mine, theirs in parts)

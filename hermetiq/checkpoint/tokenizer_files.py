@@ -115,13 +115,13 @@ def _read_sentencepiece(path: Path, documents: Mapping[str, Any]) -> Source:
     """
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    # What the library has to say of a broken file it may quote from the file, in bytes that are no text.
+        tokens = {
+            index: Token(pieces.id_to_piece(index), _kind(pieces, index), pieces.get_score(index))
+            for index in range(pieces.get_piece_size())
+        }
+    # A broken file's pieces may be no text, and so may what the library quotes of it.
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise _refusal(path.name, "a file that sentencepiece cannot read", "a SentencePiece model") from error
-    tokens = {
-        index: Token(pieces.id_to_piece(index), _kind(pieces, index), pieces.get_score(index))
-        for index in range(pieces.get_piece_size())
-    }
     prefixed = any(piece.startswith(SPACE) for piece in pieces.encode("x", out_type=str))
     bare = Vocabulary("llama", SENTENCEPIECE_PRE, complete(tokens, path.name), (), prefixed)
     backend = build_backend(bare, file=path.name)

@@ -240,6 +240,7 @@ MUTATIONS = (
     Mutation("tag-untrained", set_row(HEAD, lambda rows: rows[0] * 0), WEIGHTS, HEAD, "is zero"),
     Mutation("weight-nan", set_value(NORM, torch.nan), WEIGHTS, NORM, "1 of 64"),
     Mutation("weight-nan", set_value(EMBEDDING, -torch.inf), WEIGHTS, EMBEDDING, "1 of "),
+    Mutation("f16-overflow", set_value(NORM, -7e4), WEIGHTS, NORM, "1 of 64 values beyond 65504"),
     Mutation(
         "source-quantized",
         set_json(CONFIG, quantization_config={"quant_method": "gptq"}),

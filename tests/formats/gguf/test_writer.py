@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,10 +122,18 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_tensors_name(value: float
 def test_a_weight_too_large_for_half_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights = random_weights(SMALL)
     weights["model.layers.0.mlp.up_proj.weight"][3, 3] = 70000.0
-    with pytest.raises(HermetiqError, match=r"model\.layers\.0\.mlp\.up_proj\.weight.*F16"):
+    with pytest.raises(Refusal, match=r"model\.layers\.0\.mlp\.up_proj\.weight.*f16-overflow.*F16"):
         write_file(tmp_path / "model.gguf", SMALL, "F16", weights)
     write_file(tmp_path / "model.gguf", SMALL, "BF16", weights)
     capfd.readouterr()
+
+
+@pytest.mark.parametrize(("value", "lost"), [(2.0**-25, True), (2.0**-24, False), (0.0, False)])
+def test_a_row_that_half_rounds_to_zero_is_refused(value: float, lost: bool, tmp_path: Path) -> None:
+    weights = random_weights(SMALL)
+    weights["model.layers.0.mlp.up_proj.weight"][3] = -value
+    with pytest.raises(Refusal, match="f16-overflow") if lost else nullcontext():
+        write_file(tmp_path / "model.gguf", SMALL, "F16", weights)
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
