@@ -51,6 +51,14 @@ def solving(journal: Journal, track: str) -> Solving:
     return Solving(dict(sorted(Counter(step.rpartition(": ")[2] for step in steps).items())), tuple(steps))
 
 
+def errors(journal: Journal, track: str) -> dict[str, float]:
+    """What rounding did to each layer of one folder, by module, as `SolvedBlock.errors` has it."""
+    found: dict[str, float] = {}
+    for index in range(journal.blocks):
+        found |= journal.notes(index).get("errors", {}).get(track, {})
+    return found
+
+
 def importance(journal: Journal, *, tied: bool) -> dict[str, Tensor]:
     """What each input column counts for, (in,), by the name of the weight; a tied head's is its embedding's."""
     found = {name: _positive(journal.load(IMPORTANCE, name)) for name in journal.names(IMPORTANCE)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hermetiq import measurement
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import FILE, Manifest, sha256_of
+from hermetiq.manifest import BESIDE, FILE, Manifest, sha256_of
 from hermetiq.plan import Job
 
 JOURNAL = ".hermetiq"
@@ -137,4 +137,4 @@ def _earlier(folder: Path) -> set[Path]:
         manifest = Manifest.read(folder)
     except HermetiqError as error:
         raise HermetiqError(error.what, where=error.where, remedy="choose another OUT, or delete this one") from error
-    return files_of(manifest, folder)
+    return files_of(manifest, folder) | {folder / name for name in BESIDE}

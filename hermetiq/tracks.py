@@ -264,7 +264,10 @@ def _kept(
     """What the journal keeps of a solved block: tensors by track, and notes."""
     tensors = {path: dict(_packed(made, prefix, tracks[path].plan)) for path, made in solved.items()}
     notes = {
-        "errors": {path: dict(made.errors) for path, made in solved.items()},
+        "errors": {
+            path: {prefix + name.removesuffix(".weight"): error for name, error in made.errors.items()}
+            for path, made in solved.items()
+        },
         "steps": {path: [f"{prefix}{step}" for step in made.steps] for path, made in solved.items()},
     }
     return {**tensors}, notes

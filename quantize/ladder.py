@@ -26,6 +26,12 @@ class Rung:
     def __str__(self) -> str:
         return "/".join(f"{share:g}:{bits}b" for bits, share in self.widths) + f"-g{self.group_size}"
 
+    @property
+    def mean_bits(self) -> float:
+        """Bits of a code, on average over the columns."""
+        *first, (last, _) = self.widths
+        return last + sum(share * (bits - last) for bits, share in first)
+
     def groups(self, columns: int) -> Groups:
         """The groups of a row of so many columns; the last may be short.
 

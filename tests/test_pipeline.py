@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hermetiq.errors import HermetiqError, Refusal
-from hermetiq.manifest import Manifest, sha256_of
+from hermetiq.manifest import STAGES, Manifest, sha256_of
 from hermetiq.model import TokenKind
 from hermetiq.pipeline import export, prepare
 from hermetiq.quantize.spec import parse
@@ -142,7 +142,7 @@ def test_overwrite_replaces_an_earlier_export_and_nothing_else(hermes: Path, tmp
         export(job, out, overwrite=True)
     (out / "gguf" / "mine.txt").unlink()
     export(job, out, overwrite=True)
-    assert sorted(path.name for path in out.rglob("*.*")) == ["hermes-F16.gguf", "hermetiq.json"]
+    assert sorted(path.name for path in out.rglob("*.*")) == ["hermes-F16.gguf", STAGES, "hermetiq.json"]
 
 
 def test_the_source_is_never_overwritten(hermes: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_kill_minus_nine_leaves_no_final_name(slow_to_write: Path, tmp_path: Pat
         assert all(name.endswith(".partial") for name in left)
     # The next export clears the remains and succeeds in the same folder.
     manifest = export(prepare(slow_to_write, SPECS[:1]), out)
-    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["hermetiq.json", "model-Q8_0.gguf"]
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [STAGES, "hermetiq.json", "model-Q8_0.gguf"]
     assert sha256_of(out / manifest.artifacts[0].file) == manifest.artifacts[0].sha256
 
 
