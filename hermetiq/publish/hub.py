@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
@@ -126,7 +126,7 @@ class Hub:
             some = infos[start : start + _BATCH]
             _, errors, _ = self._ask(repo, lambda some=some: self._batch(repo, some))  # type: ignore[misc]
             if errors:
-                told = redacted(str(errors[0].get("error", {}).get("message", "")))[:_LONGEST]
+                told = self._clean(str(errors[0].get("error", {}).get("message", "")))
                 raise HermetiqError(f"the Hub does not take the files: {told}", where=repo, remedy=_MEANINGS[403][1])
 
     def tree(self, repo: str, revision: str) -> dict[str, RemoteFile]:
@@ -201,6 +201,12 @@ class Hub:
             endpoint=self._api.endpoint,
         )
 
+    def _clean(self, text: str) -> str:
+        """One short line of somebody else's words, without the token and what looks like one."""
+        token = self._api.token if isinstance(self._api.token, str) else get_token()
+        line = (text.splitlines() or [""])[0]
+        return redacted(line.replace(token, "[redacted]") if token else line)[:_LONGEST]
+
     def _ask(self, where: str, request: Callable[[], T]) -> T:
         """One request with patience.
 
@@ -217,7 +223,7 @@ class Hub:
             except Exception as error:
                 wait = _wait(error, tried)
                 if wait is None or tried + 1 == TRIES:
-                    raise _told(error, where) from None
+                    raise _told(error, where, self._clean) from None
             self._tick(f"{where}: waiting {wait:.0f} s for the Hub", 0.0)
             self._sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -272,7 +278,7 @@ def _is_network(error: BaseException) -> bool:
     )
 
 
-def _told(error: BaseException, where: str) -> HermetiqError:
+def _told(error: BaseException, where: str, clean: Callable[[str], str]) -> HermetiqError:
     """The error in a sentence, with the server's own words where they hold no secret."""
     if isinstance(error, LocalTokenNotFoundError):
         return HermetiqError("not logged in", remedy="run `hf auth login`, or set HF_TOKEN")
@@ -281,11 +287,11 @@ def _told(error: BaseException, where: str) -> HermetiqError:
         if _is_network(error):
             return HermetiqError("the connection to the Hub was lost", where=where, remedy=_BROKEN[1])
         *_, first = _causes(error)
-        words = redacted((str(first).splitlines() or [""])[0])[:_LONGEST]
-        return HermetiqError(f"the upload failed: {type(first).__name__}: {words}", where=where, remedy="run again")
+        what = f"the upload failed: {type(first).__name__}: {clean(str(first))}"
+        return HermetiqError(what, where=where, remedy="run again")
     what, remedy = _MEANINGS.get(status, _BROKEN)
     said = next((text for each in _causes(error) if (text := getattr(each, "server_message", None))), None)
-    words = f" ({redacted(str(said))[:_LONGEST]})" if said else ""
+    words = f" ({clean(str(said))})" if said else ""
     kind = HermetiqError
     if status in _CONFLICT:
         kind = Conflict

@@ -17,8 +17,8 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as a code span, also in a cell of a table."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text).replace("|", "\\|")
+    """Text as a code span."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"

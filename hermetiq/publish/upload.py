@@ -126,7 +126,8 @@ def look(hub: Hub, branches: Mapping[str, Sequence[str]], *, forced: bool = Fals
         heads = hub.heads(repo)
         if heads is not None:
             hub.require_writable(repo)
-            found[repo] = {name: _standing(hub, repo, heads[name]) for name in {MAIN, *names} if name in heads}
+            there = {name: heads[name] for name in dict.fromkeys((MAIN, *names)) if name in heads}
+            found[repo] = {name: _standing(hub, repo, head, hub.tree(repo, head)) for name, head in there.items()}
     foreign = [each for repo, known in found.items() for each in _strangers(repo, known)]
     if not forced:
         foreign += [each for repo, known in found.items() for each in _changed(repo, known)]
@@ -193,9 +194,11 @@ def _settle(hub: Hub, target: Target, additions: Mapping[str, CommitOperationAdd
     made = None
     for _ in range(TRIES):
         head = (hub.heads(target.repo) or {}).get(target.branch, "")
-        standing = _standing(hub, target.repo, head)
-        lacking = [item for item in target.items if not item.is_at(standing.tree.get(item.path))]
-        stale = _stale(target, standing)
+        tree = hub.tree(target.repo, head)
+        lacking = [item for item in target.items if not item.is_at(tree.get(item.path))]
+        # With our list in place nothing of an earlier one is left: both went in one commit.
+        listed = any(item.path == CONTENTS for item in lacking)
+        stale = _stale(target, _standing(hub, target.repo, head, tree)) if listed else []
         if not lacking and not stale:
             return head
         if made == head:
@@ -214,8 +217,7 @@ def _settle(hub: Hub, target: Target, additions: Mapping[str, CommitOperationAdd
     raise Conflict("other commits came first each time", where=str(target), remedy="run again later")
 
 
-def _standing(hub: Hub, repo: str, commit: str) -> Standing:
-    tree = hub.tree(repo, commit)
+def _standing(hub: Hub, repo: str, commit: str, tree: Mapping[str, RemoteFile]) -> Standing:
     listed, card = None, ""
     if CONTENTS in tree:
         with hub.fetched(repo, CONTENTS, commit) as path:

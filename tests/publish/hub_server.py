@@ -1,7 +1,7 @@
 """A small Hub on loopback that speaks what `huggingface_hub` speaks to publish, and fails on request.
 
 It keeps what the real one promises: storage takes only bytes of the announced hash, a commit names only stored objects,
-is made whole or not at all, and only behind the parent it states. Every head that a branch ever had stays in `history`,
+is made whole or not at all, and only behind the parent it states. Every head that a branch ever had is in `history`,
 so that tests can look for a moment in which something half-made was visible. Addresses of uploads carry a signature and
 no token, as on the Hub.
 """
@@ -61,19 +61,20 @@ Tree = dict[str, Stored]
 
 @dataclass
 class Repo:
+    name: str
     private: bool
+    history: list[tuple[str, str, Tree]]
+    """Of the whole server: repo, branch and tree of every head, in order."""
     commits: dict[str, tuple[str | None, Tree]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
     storage: dict[str, bytes] = field(default_factory=dict)
-    history: list[tuple[str, Tree]] = field(default_factory=list)
-    """Branch and tree of every head, in order."""
 
     def move(self, branch: str, parent: str | None, tree: Tree) -> str:
         named = repr((branch, parent, len(self.commits), sorted(tree)))
         commit = hashlib.sha1(named.encode()).hexdigest()
         self.commits[commit] = (parent, tree)
         self.heads[branch] = commit
-        self.history.append((branch, tree))
+        self.history.append((self.name, branch, tree))
         return commit
 
     def tree(self, revision: str) -> Tree | None:
@@ -86,6 +87,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.history: list[tuple[str, str, Tree]] = []
         self.licences: dict[str, str] = {}
         """Of models by other people."""
         self.role, self.user, self.orgs = "write", "ada", ["lovelace"]
@@ -102,7 +104,7 @@ class HubServer:
 
     def repo(self, name: str, files: dict[str, bytes] | None = None, *, private: bool = False) -> Repo:
         """Make a repo as the Hub does: with one commit; `files` are somebody's second one."""
-        repo = self.repos[name] = Repo(private)
+        repo = self.repos[name] = Repo(name, private, self.history)
         first = repo.move("main", None, {GIT: Stored(b"*.gguf filter=lfs\n", large=False)})
         if files:
             repo.move("main", first, repo.tree("main") | {k: Stored(v, large=False) for k, v in files.items()})  # type: ignore[operator]
@@ -312,7 +314,7 @@ class Handler(BaseHTTPRequestHandler):
         start = asked.get("startingPoint", "main")
         commit = repo.heads.get(start, start)
         repo.heads[branch] = commit
-        repo.history.append((branch, repo.commits[commit][1]))
+        repo.history.append((repo.name, branch, repo.commits[commit][1]))
         return 200, {}, {}
 
     def _mode(self, tree: Tree, file: dict[str, Any]) -> dict[str, Any]:
