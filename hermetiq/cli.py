@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Plan
     from hermetiq.recipes import Recipe
-    from hermetiq.repair import Repair
+    from hermetiq.repair import Change, Repair
     from hermetiq.verify import ArtifactReport
 
 app = typer.Typer(
@@ -53,6 +53,9 @@ talk = Console(stderr=True, highlight=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON to stdout.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), merged at load.")]
+InitTagsFrom = Annotated[
+    str | None, typer.Option(help="Rows for untrained tags: copy:TOKEN, mean or parent:PATH.", metavar="FROM")
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
 BaseModel = Annotated[
     bool, typer.Option("--base-model", help="The model has no chat template, and that is right: EOS ends its texts.")
@@ -186,7 +189,9 @@ def inspect(
     adapter: Adapter = None,
     select: Annotated[list[str] | None, typer.Option(help="Only this rule.", metavar="RULE")] = None,
     ignore: Ignore = None,
-    parent: Annotated[list[str] | None, typer.Option(help="Folder of a model it was merged of.")] = None,
+    parent: Annotated[
+        list[str] | None, typer.Option(help="Folder of a model it was merged of, or trained from.")
+    ] = None,
     weights: Annotated[bool, typer.Option(help="Scan the tensors for NaN and untrained rows.")] = True,
     forward: Annotated[
         bool,
@@ -262,10 +267,9 @@ def rule(
 def repair(
     path: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; the source is only read.")],
-    init_tags: Annotated[
-        str | None,
-        typer.Option(help="Rows for untrained tags: copy:TOKEN, mean or parent:PATH.", metavar="FROM"),
-    ] = None,
+    adapter: Adapter = None,
+    init_tags: InitTagsFrom = None,
+    base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a copy whose files agree with the chat contract, and tell every change."""
@@ -274,7 +278,8 @@ def repair(
         from hermetiq.repair import repair as run
 
     with progress("repairing") as tick:
-        result = run(path, folder, init_tags=InitTags.parse(init_tags) if init_tags is not None else None, tick=tick)
+        started = None if init_tags is None else InitTags.parse(init_tags)
+        result = run(path, folder, adapter=adapter, init_tags=started, base_model=base_model, tick=tick)
     if as_json:
         print_json(result.to_json())
     else:
@@ -284,17 +289,21 @@ def repair(
 
 
 def show_repair(result: Repair) -> None:
-    for change in result.changes:
-        place = f"{change.file}: {change.field}" if change.field else change.file
-        out.print(f"[green]changed[/] [bold]{change.rule or 'restated'}[/] {one_line(place)}")
-        out.print(f"    from {one_line(change.old)} to {one_line(change.new)}")
-        out.print(f"    why: {one_line(change.why)}")
+    show_changes(out, result.changes)
     for item in result.unrepaired:
         show_findings(out, [item.finding])
         out.print(f"    not repaired: {one_line(item.reason)}")
     if result.left_out:
         out.print(f"not copied: {one_line(', '.join(result.left_out))}")
     out.print(f"{len(result.changes)} changes, {len(result.unrepaired)} findings not repaired")
+
+
+def show_changes(console: Console, changes: Sequence[Change]) -> None:
+    for change in changes:
+        place = f"{change.file}: {change.field}" if change.field else change.file
+        console.print(f"[green]changed[/] [bold]{change.rule or 'restated'}[/] {one_line(place)}", soft_wrap=True)
+        console.print(f"    from {one_line(change.old)} to {one_line(change.new)}", soft_wrap=True)
+        console.print(f"    why: {one_line(change.why)}", soft_wrap=True)
 
 
 @app.command()
@@ -335,6 +344,10 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted export in OUT stopped.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair the model first, in memory; the source is only read.")
+    ] = False,
+    init_tags: InitTagsFrom = None,
     base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
@@ -343,18 +356,21 @@ def export(
         from hermetiq import pipeline
         from hermetiq.machine import accelerator
         from hermetiq.quantize.spec import parse
+        from hermetiq.repair import InitTags
 
     specs = [parse(text) for text in to]
     with progress("opening") as tick:
         job = pipeline.prepare(
             path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration, rows=rows,
             row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix, measurement=measurement,
-            base_model=base_model,
+            base_model=base_model, repair=repair,
+            init_tags=None if init_tags is None else InitTags.parse(init_tags),
         )  # fmt: skip
         manifest = None if dry_run else pipeline.export(
             job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),
             tick=tick,
         )  # fmt: skip
+    show_changes(talk, job.repairs or ())
     show_findings(talk, manifest.source.findings if manifest else job.findings)
     if as_json:
         print_json(manifest.to_json() if manifest else job.plan.to_json())
@@ -405,15 +421,19 @@ def verify(
     adapter: Adapter = None,
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
     runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(RUNTIMES)}.")] = None,
+    init_tags: InitTagsFrom = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the artifacts are still the same chat model."""
     with loading():
-        from hermetiq.checkpoint import open_checkpoint
+        from hermetiq.repair import InitTags
+        from hermetiq.verify import open_source
         from hermetiq.verify import verify as run
 
+    started = None if init_tags is None else InitTags.parse(init_tags)
     with progress("verifying") as tick:
-        reports = run(folder, open_checkpoint(source, adapter=adapter), max_kl=max_kl, runtime=runtime, tick=tick)
+        opened = open_source(folder, source, adapter=adapter, init_tags=started)
+        reports = run(folder, opened, max_kl=max_kl, runtime=runtime, tick=tick)
     conclude(reports, as_json=as_json)
 
 

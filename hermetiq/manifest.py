@@ -19,6 +19,7 @@ from hermetiq.chat.contract import ChatContract
 from hermetiq.checkpoint.base import Provenance
 from hermetiq.errors import Finding, HermetiqError
 from hermetiq.formats.output import write_files
+from hermetiq.repair import Change
 from hermetiq.verification import Verification
 
 FILE = "hermetiq.json"
@@ -127,6 +128,10 @@ class Manifest:
     """What EXL2's widths were allocated from; other targets can be made of it."""
     verification: Mapping[str, Verification] = field(default_factory=dict)
     """By `Artifact.file`."""
+    repairs: tuple[Change, ...] | None = None
+    """What was repaired in the source on the way, which is not written to; None where no repair was asked for."""
+    init_tags: str | None = None
+    """Where those repairs took rows for untrained tags from: `mean`, `copy:TOKEN` or `parent`."""
     hermetiq: str = __version__
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions())
     version: int = VERSION

@@ -35,6 +35,7 @@ from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_emp
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part, silent
 from hermetiq.quantize.spec import Spec
+from hermetiq.repair import InitTags, mend
 from hermetiq.rules import named
 from hermetiq.tracks import Tracks
 
@@ -57,6 +58,8 @@ def prepare(
     imatrix: bool | None = None,
     measurement: Path | None = None,
     base_model: bool = False,
+    repair: bool = False,
+    init_tags: InitTags | None = None,
 ) -> Job:
     """Open a checkpoint, hold it against the rules, plan every artifact and draw the calibration rows.
 
@@ -75,13 +78,18 @@ def prepare(
         imatrix: whether GGUF files get an importance matrix; where None, if something else is calibrated anyway.
         measurement: `measurement.json` of an earlier export of the source, to choose EXL2's widths by.
         base_model: the model has no chat template, and that is right.
+        repair: repair the checkpoint in memory first, as `hermetiq repair` would; the one on disk stays as it is.
+        init_tags: where a repair takes rows for untrained tags from.
 
     Raises:
         Refusal: the checkpoint breaks a rule, or a layer does not fit a recipe.
         HermetiqError: unusable path, family, name, corpus or measurement, or a `base_model` that has a template.
     """
     specs = tuple(dict.fromkeys(specs))
-    source = open_checkpoint(path, adapter=adapter)
+    mended = mend(str(path), adapter=adapter, init_tags=init_tags, base_model=base_model) if repair else None
+    if init_tags and not mended:
+        raise HermetiqError("rows are given to tags by a repair alone", where="--init-tags", remedy="add --repair")
+    source = mended.checkpoint if mended else open_checkpoint(path, adapter=adapter)
     # Values are looked at while the tensors are read for the work: scanning them here would read everything twice.
     inspection = lint(source, ignore=("weight-nan", "f16-overflow"), base_model=base_model)
     legacy = {spec.format: found for spec in specs if (found := legacy_finding(spec))}
@@ -123,6 +131,8 @@ def prepare(
         importance=importance,
         seed=seed,
         sequential=sequential,
+        repairs=mended.changes if mended else None,
+        init_tags=init_tags.told if init_tags else None,
     )
     if known:
         known.require(source=job.fingerprint, shapes=linear.linears(source.model))
@@ -161,7 +171,8 @@ def export(
         measured = known.measurement.write(folder) if known.measurement else None
     if journal:
         source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
-    manifest = Manifest(source, tuple(made[path] for path in job.specs), _calibration(job), measured)
+    artifacts = tuple(made[path] for path in job.specs)
+    manifest = Manifest(source, artifacts, _calibration(job), measured, repairs=job.repairs, init_tags=job.init_tags)
     # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
     manifest.write(folder)

@@ -20,6 +20,7 @@ from hermetiq.formats.linear_plan import LinearPlan, linears
 from hermetiq.measurement import Measurement
 from hermetiq.model import ModelConfig
 from hermetiq.quantize.spec import Spec
+from hermetiq.repair import Change
 
 RESERVE = 300_000_000
 """Bytes that Python, torch and the tokenizer take before any weight is read."""
@@ -57,6 +58,8 @@ class Plan:
     """Estimated peak of resident bytes."""
     calibration: Mapping[str, Any] | None = None
     """Rows and tokens that the statistics are taken from."""
+    repairs: tuple[Change, ...] | None = None
+    """What is repaired on the way; None where no repair was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +90,10 @@ class Job:
     seed: int
     sequential: bool
     """Each block is calibrated on what the quantized blocks before it put out."""
+    repairs: tuple[Change, ...] | None = None
+    """What is other in `source` than in the checkpoint on disk; None where no repair was asked for."""
+    init_tags: str | None = None
+    """As in the manifest."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,7 +119,7 @@ class Job:
         }
         disk = sum(item.bytes for item in planned.values()) + self._journal
         calibration = asdict(self.rows.report) if self.rows else None
-        return Plan(tuple(planned[name] for name in self.specs), disk, self._memory, calibration)
+        return Plan(tuple(planned[name] for name in self.specs), disk, self._memory, calibration, self.repairs)
 
     @property
     def _journal(self) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 
 from hermetiq.chat.artifact_checks import kquant_shape, not_quantized
 from hermetiq.chat.contract import used_tokens
+from hermetiq.chat.delta_checks import no_delta
 from hermetiq.chat.dialect import template_dialect
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_file, sentencepiece_of, token_text
 from hermetiq.chat.eos_checks import eos_mismatch, turn_end
@@ -20,6 +21,7 @@ from hermetiq.chat.merge_checks import merge_rows, merge_vocab
 from hermetiq.chat.probe import TEMPLATE_FIELD, first_rendering, printed_tags, template_variables
 from hermetiq.chat.prompt_formats import FORMATS
 from hermetiq.chat.rope_checks import rope_form
+from hermetiq.chat.special_checks import special_lists
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
 from hermetiq.chat.tensor_checks import tensors_lost
@@ -234,12 +236,16 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "merge-vocab": merge_vocab,
         "merge-rows": merge_rows,
         "tensors-lost": tensors_lost,
+        "vocab-rows": found_before,
+        "special-lists": special_lists,
+        "no-delta": no_delta,
+        "adapter-vocab": found_before,
     }
 )
 """Every rule's check, in the order of the findings."""
 
 READS_WEIGHTS: Final = frozenset(
-    {"tie-conflict", "head-tie", "tag-untrained", "weight-nan", "f16-overflow", "merge-rows"}
+    {"tie-conflict", "head-tie", "tag-untrained", "weight-nan", "f16-overflow", "merge-rows", "no-delta"}
 )
 """Rules that read tensors, and so take as long as the disk does."""
 

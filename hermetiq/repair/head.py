@@ -53,8 +53,10 @@ def read_through_embedding(checkpoint: Checkpoint, contract: ChatContract) -> Re
         Refusal: a tensor cannot be read.
     """
     scribe = Scribe(contract, checkpoint.tokenizer)
-    chats = scribe.render([chat.messages for chat in held_out_chats()])
-    rows = [ids for text in chats if text is not None and len(ids := scribe.encode(text)[:_TOKENS]) > 1][:_CHATS]
+    chats = [chat.messages for chat in held_out_chats()]
+    # Without a template there is still what the assistant says.
+    texts = scribe.render(chats) if contract.is_chat else [chat[-1]["content"] for chat in chats]
+    rows = [ids for text in texts if text is not None and len(ids := scribe.encode(text)[:_TOKENS]) > 1][:_CHATS]
     states = walk.final_hidden(checkpoint.config, checkpoint.load, rows)
     logits = walk.head(checkpoint.config, checkpoint.load)
     losses = [

@@ -37,21 +37,24 @@ class Mended:
     changes: tuple[Change, ...]
 
 
-def mend(path: str, *, adapter: str | None = None, init_tags: InitTags | None = None) -> Mended:
+def mend(
+    path: str, *, adapter: str | None = None, init_tags: InitTags | None = None, base_model: bool = False
+) -> Mended:
     """Repair the model at `path` in memory; what cannot be repaired stays for the rules to find.
 
     Args:
         path: folder of safetensors, or Hub id.
         adapter: LoRA folder, merged at load.
         init_tags: where untrained tags get a row from; they keep theirs where None.
+        base_model: there is no template, and that is right.
 
     Raises:
-        HermetiqError: `path` is a .gguf, or `init_tags` has no row to give.
+        HermetiqError: `path` is a .gguf, a `base_model` has a template, or `init_tags` has no row to give.
         Refusal: no chat model can be made of the source: it does not open, is quantized, has no contract, or lost
             its head.
     """
     source = _opened(path, adapter)
-    subject = examine(source)
+    subject = examine(source, base_model=base_model)
     contract = subject.contract
     if contract is None:
         raise Refusal(*(item for item in subject.noticed if item.severity == "error"))
@@ -61,7 +64,7 @@ def mend(path: str, *, adapter: str | None = None, init_tags: InitTags | None = 
     whole = _without(source, tied, dropped)
     if dropped:
         # A padding token may be among them, and the contract names it.
-        subject = replace(examine(whole), noticed=subject.noticed)
+        subject = replace(examine(whole, base_model=base_model), noticed=subject.noticed)
     added = missing_rows(whole) if init_tags else {}
     grown = MendedCheckpoint(whole, _values(added), tied=tied)
     started = started_rows(grown, replace(subject, checkpoint=grown), init_tags) if init_tags else {}

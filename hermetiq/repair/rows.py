@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ class InitTags:
     kind: Literal["copy", "mean", "parent"]
     argument: str = ""
     """The token's text or id, or the parent's path."""
+
+    PARENT: ClassVar[str] = "parent"
+
+    @property
+    def told(self) -> str:
+        """What a manifest may say: everything but the path of a parent, which is nobody's business."""
+        return f"{self.kind}:{self.argument}" if self.kind == "copy" else self.kind
 
     @classmethod
     def parse(cls, text: str) -> InitTags:

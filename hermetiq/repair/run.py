@@ -81,6 +81,7 @@ def repair(
     *,
     adapter: str | None = None,
     init_tags: InitTags | None = None,
+    base_model: bool = False,
     tick: Ticker = silent,
 ) -> Repair:
     """Write a copy of the model at `path` whose files agree with its chat contract. The source is only read.
@@ -93,13 +94,14 @@ def repair(
         folder: absent or empty; all of it appears at once.
         adapter: LoRA folder, merged into the weights of the copy.
         init_tags: where untrained tags get a row from; they keep theirs where None.
+        base_model: there is no template, and that is right.
 
     Raises:
         HermetiqError: `folder` is no place for it, or `init_tags` has no row to give.
         Refusal: no chat model can be made of the source: it does not open, is quantized, has no contract, or lost
             its head.
     """
-    mended = mend(path, adapter=adapter, init_tags=init_tags)
+    mended = mend(path, adapter=adapter, init_tags=init_tags, base_model=base_model)
     checkpoint = mended.checkpoint
     _require_room(folder, checkpoint)
     folder = folder.resolve()
@@ -108,7 +110,7 @@ def repair(
     try:
         write_files({staged / name: data for name, data in (checkpoint.files or {}).items()})
         write_weights(staged, checkpoint, tick)
-        findings = inspect(str(staged)).findings
+        findings = inspect(str(staged), base_model=base_model).findings
         left_out = sorted({each.name for each in checkpoint.path.iterdir()} - {each.name for each in staged.iterdir()})
         staged.replace(folder)
     except BaseException:

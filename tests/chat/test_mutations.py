@@ -129,10 +129,16 @@ def truncate(folder: Path) -> None:
 def swapped_parent(folder: Path) -> None:
     """A parent with the two tags the other way round, and a recipe that says that the tokenizers were joined."""
     parent = copy_of(folder, folder.with_name("parent"))
+    set_value(NORM, 1.5)(parent)
     text = (parent / TOKENIZER).read_text(encoding="utf-8")
     swapped = text.replace("<|im_end", "<|?").replace("<|im_start", "<|im_end").replace("<|?", "<|im_start")
     (parent / TOKENIZER).write_text(swapped, encoding="utf-8")
     write_recipe("tokenizer_source: union\n")(folder)
+
+
+def same_parent(folder: Path) -> None:
+    """The model that it was trained from, or so its maker thinks."""
+    copy_of(folder, folder.with_name("parent"))
 
 
 def write_recipe(text: str) -> Callable[[Path], None]:
@@ -286,6 +292,30 @@ MUTATIONS = (
         "merge-rows", swapped_parent, WEIGHTS, EMBEDDING, "<|im_end|>: row 32000 is like row 32000", parent="parent"
     ),
     Mutation("source-incomplete", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
+    Mutation("vocab-rows", set_json(CONFIG, vocab_size=32000), CONFIG, "vocab_size", "32000, and 32002 rows"),
+    Mutation(
+        "special-lists",
+        set_json(TOKENIZER_CONFIG, extra_special_tokens=["<|im_start|>"]),
+        TOKENIZER_CONFIG,
+        "extra_special_tokens",
+        "list: ['<|im_start|>']",
+        severity="warning",
+    ),
+    Mutation(
+        "special-lists",
+        set_json(TOKENIZER_CONFIG, additional_special_tokens="<|im_start|>, <|im_end|>"),
+        TOKENIZER_CONFIG,
+        "additional_special_tokens",
+        "str: ",
+    ),
+    Mutation(
+        "special-lists",
+        set_json("special_tokens_map.json", additional_special_tokens=[{"content": "<|tool|>"}, "<|im_end|>"]),
+        "special_tokens_map.json",
+        "additional_special_tokens",
+        "<|tool|>, no token",
+    ),
+    Mutation("no-delta", same_parent, WEIGHTS, found="equals that of", parent="parent"),
     Mutation(
         "tensors-lost",
         set_json("config.json", num_nextn_predict_layers=1),
@@ -317,7 +347,8 @@ def test_the_trained_checkpoint_has_no_finding(trained_hermes: Path) -> None:
 
 def test_every_rule_is_broken_once() -> None:
     of_artifacts = {"not-quantized", "kquant-shape"}  # Broken in tests/chat/test_artifact_checks.py.
-    assert {mutation.rule for mutation in MUTATIONS} == set(CHECKS) - of_artifacts
+    of_adapters = {"adapter-vocab"}  # Broken in tests/checkpoint/test_adapter.py.
+    assert {mutation.rule for mutation in MUTATIONS} == set(CHECKS) - of_artifacts - of_adapters
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.rule}-{mutation.found}")
