@@ -29,7 +29,7 @@ def llama_cpp(contract: ChatContract, path: str) -> str:
     stops = gguf_stops(contract)
     notes = [f"The file itself states its template and the ids it stops on: {in_words(stops.ids)}."]
     if stops.unsaid:
-        notes.append(f"llama.cpp can not be told to stop on {in_words(stops.unsaid)}, too.")
+        notes.append(f"llama.cpp cannot be told to stop on {in_words(stops.unsaid)}, too.")
     notes += _request(stops, {"stop": list(stops.texts)} if stops.texts else {})
     return _script(notes, "llama-server", "--model", path, "--alias", _name(path), "--jinja")
 

@@ -27,15 +27,18 @@ def modelfile(contract: ChatContract, path: str) -> str:
         TemplateUnsafe: the template may not be rendered.
     """
     pieces, stops = turns(contract), gguf_stops(contract)
-    notes = [f"The file itself states the ids it stops on: {in_words(stops.ids)}."]
-    if stops.unsaid:
-        notes.append(f"Ollama can not be told to stop on {in_words(stops.unsaid)}, too.")
-    if pieces.system is None:
-        notes.append("The model's template takes no system message: SYSTEM has no effect.")
-    if pieces.trimmed:
-        notes.append(f"The model's template strips white space around texts of {', '.join(sorted(pieces.trimmed))}; "
-                     "Ollama does not.")  # fmt: skip
-    lines = [f"# {note}" for note in notes]
+    notes = {
+        f"The file itself states the ids it stops on: {in_words(stops.ids)}.": True,
+        f"Ollama cannot be told to stop on {in_words(stops.unsaid)}, too.": stops.unsaid,
+        "The model's template takes no system message: SYSTEM has no effect.": pieces.system is None,
+        "The model's template strips white space around texts of "
+        f"{', '.join(sorted(pieces.trimmed))}; Ollama does not.": pieces.trimmed,
+        "The model's template drops what earlier answers thought; Ollama keeps it.": pieces.forgetful,
+        "The model's template prints the day; below it stays the day on which this was written.": (
+            "strftime_now" in contract.template
+        ),
+    }
+    lines = [f"# {note}" for note, holds in notes.items() if holds]
     # Without this Ollama looks for a name in its library, and for `~` in the home folder.
     place = path if path.startswith(("/", "./", "../")) else f"./{path}"
     lines += [f"FROM {_quoted(place)}", f'TEMPLATE """{go_template(pieces)}"""']

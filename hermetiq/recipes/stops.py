@@ -46,5 +46,5 @@ def gguf_stops(contract: ChatContract) -> Stops:
 
 def in_words(ids: Sequence[int]) -> str:
     """Ids for a comment: `2`, or `2 and 7`."""
-    *first, last = map(str, ids)
+    *first, last = map(str, ids or ("none",))
     return f"{', '.join(first)} and {last}" if first else last

@@ -43,6 +43,8 @@ class Turns:
     """The system message stands before the last question, not before the first (Mistral since version 3)."""
     trimmed: frozenset[Role] = frozenset()
     """Roles whose texts the template strips of white space at both ends."""
+    forgetful: bool = False
+    """The template cuts out of earlier answers what the model thought (`<think>`); the pieces keep it."""
 
     def join(self, chat: Chat) -> str:
         """The prompt of a chat: a system message or none, then questions and answers in turn, a question last."""
@@ -66,13 +68,13 @@ def turns(contract: ChatContract) -> Turns:
         HermetiqError: the template is not made of such pieces.
         TemplateUnsafe: it may not be rendered.
     """
-    answers = render_each(contract.template, [_request(chat, contract) for chat in (*_MARKED, *_OTHERS)])
-    marked, others = answers[: len(_MARKED)], answers[len(_MARKED) :]
-    cut = _cut(marked[0], marked[1])
+    requests = [_request(chat, contract) for chat in (*_MARKED, _THOUGHTFUL, *_OTHERS)]
+    plain, with_system, thoughtful, *others = render_each(contract.template, requests)
+    cut = _cut(plain, with_system)
     for trimmed in _subsets():
         pieces = replace(cut, trimmed=trimmed)
         if all(_agrees(pieces, chat, text) for chat, text in zip(_OTHERS, others, strict=True)):
-            return pieces
+            return replace(pieces, forgetful=not _agrees(pieces, _THOUGHTFUL, thoughtful))
     raise HermetiqError("it prints more than the same text before and behind each message", where="chat template",
                         remedy=_REMEDY)  # fmt: skip
 
@@ -92,6 +94,7 @@ def _messages(*contents: str, system: str | None = None) -> list[dict[str, str]]
 
 _SYSTEM, _ASKED, _ANSWERED, _ASKED_AGAIN = (f"Zq{number}xw" for number in range(1, 5))
 _MARKED = (_messages(_ASKED, _ANSWERED, _ASKED_AGAIN), _messages(_ASKED, _ANSWERED, _ASKED_AGAIN, system=_SYSTEM))
+_THOUGHTFUL = _messages("1 + 1?", "<think>\nOne and one.\n</think>\n\n2", "2 + 2?")
 _OTHERS = (
     _messages("Why?"),
     _messages("Why?", system="Be brief."),
@@ -121,16 +124,14 @@ def _cut(plain: str | TemplateError, with_system: str | TemplateError) -> Turns:
 
 
 def _between(text: str | TemplateError, *marks: str) -> list[str]:
-    """What stands before, between and behind the marks, which the text must hold once each and in this order."""
+    """What stands before, between and behind the marks, which the text must hold in this order."""
     if isinstance(text, TemplateError):
         raise HermetiqError(f"it fails on a plain chat: {text.what}", where="chat template", remedy=_REMEDY)
     pieces, rest = [], text
     for mark in marks:
         piece, found, rest = rest.partition(mark)
-        if not found or text.count(mark) != 1:
-            raise HermetiqError(
-                "it moves, repeats or leaves out messages of a chat", where="chat template", remedy=_REMEDY
-            )
+        if not found:
+            raise HermetiqError("it moves or leaves out messages of a chat", where="chat template", remedy=_REMEDY)
         pieces.append(piece)
     return [*pieces, rest]
 

@@ -129,7 +129,7 @@ def test_a_stop_is_a_text_only_where_no_id_can_say_it() -> None:
         "a\nb",
         "<|im_start|>",
     ]
-    assert "# Ollama can not be told to stop on 7 and 9, too.\n" in modelfile(crowded, "./m.gguf")
+    assert "# Ollama cannot be told to stop on 7 and 9, too.\n" in modelfile(crowded, "./m.gguf")
 
 
 @pytest.mark.parametrize("path", ["m.gguf", "./out/m.gguf", "../a b/$(rm -rf x)#.gguf", "/a'b/m.gguf"])
@@ -148,6 +148,11 @@ def test_what_ollama_cannot_do_is_said() -> None:
     text = modelfile(contract(SOUND["mistral"]), "m.gguf")
     assert "# The model's template takes no system message: SYSTEM has no effect.\n" in text
     assert "strips white space around texts of assistant, user; " in modelfile(contract(SOUND["llama 2"]), "m.gguf")
+    thinking = CHATML.template.replace("message['content']", "message['content'].split('</think>')[-1]")
+    assert "drops what earlier answers thought" in modelfile(contract(thinking), "m.gguf")
+    dated = "{{ strftime_now('%Y') }}" + CHATML.template
+    assert "below it stays the day on which this was written" in modelfile(contract(dated), "m.gguf")
+    assert modelfile(CHATML, "m.gguf").count("#") == 1
 
 
 def test_the_special_tokens_of_the_template_are_the_contracts() -> None:

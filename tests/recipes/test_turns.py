@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -43,12 +44,15 @@ SYSTEM_BEFORE_THE_LAST = """
 SOUND = {
     "chatml": templates.CHATML,
     "default system": templates.CHATML_WITH_DEFAULT_SYSTEM,
-    "trimming": templates.TRIMMING,
     "mistral": templates.MISTRAL,
     "llama 2": templates.LLAMA_2,
     "zephyr": templates.ZEPHYR,
     "alpaca": templates.ALPACA,
     "mistral 3": SYSTEM_BEFORE_THE_LAST,
+    "llama 3": templates.LLAMA_3,
+    "gemma": templates.GEMMA,
+    "phi": templates.PHI,
+    "extended alpaca": templates.ALPACA_EXTENDED,
     "no generation prompt": templates.CHATML_LAST_TURN_OPEN,
     "quotes": templates.CHATML.replace("\\n", '\\n"""{{ \\\\ `'),
 }
@@ -58,6 +62,7 @@ UNSOUND = {
     "repeats": templates.CHATML.replace("message['content']", "message['content'] + message['content']"),
     "tells lengths": templates.CHATML.replace("message['content']", "message['content'] ~ message['content']|length"),
     "fails": "{{ raise_exception('no') }}",
+    "fails in long chats": "{% if messages|length > 4 %}{{ raise_exception('no') }}{% endif %}" + templates.CHATML,
     "turns around": templates.CHATML.replace("in messages", "in messages|reverse"),
     "first only": templates.CHATML.replace("in messages", "in messages[-1:]"),
 }
@@ -70,14 +75,16 @@ def contract(template: str, **changes: object) -> ChatContract:
 taken_apart = cache(turns)
 
 
-def rendered(asked: ChatContract, chats: list[list[dict[str, str]]]) -> list[str | TemplateError]:
+def rendered(asked: ChatContract, chats: Sequence[Sequence[dict[str, str]]]) -> list[str | TemplateError]:
     variables = template_variables(asked)
     return render_each(asked.template, [RenderRequest(chat, True, variables) for chat in chats])
 
 
-def prompts() -> list[list[dict[str, str]]]:
-    """Every prompt of the held-out chats that alternate."""
-    return [[dict(message) for message in prompt] for chat in held_out_chats() for prompt in chat.prompts()]
+@cache
+def prompts() -> tuple[tuple[dict[str, str], ...], ...]:
+    """A fifth of the prompts in the held-out chats."""
+    every = [prompt for chat in held_out_chats() for prompt in chat.prompts()]
+    return tuple(tuple(dict(message) for message in prompt) for prompt in every[::5])
 
 
 @pytest.mark.parametrize("template", SOUND.values(), ids=SOUND)
@@ -92,7 +99,7 @@ def test_the_pieces_make_the_prompts_of_held_out_chats(template: str) -> None:
         else:
             compared += 1
             assert pieces.join(chat) == text
-    assert compared > 50
+    assert compared > 15
 
 
 @pytest.mark.parametrize("template", UNSOUND.values(), ids=UNSOUND)
