@@ -119,9 +119,15 @@ def base_contract(checkpoint: Checkpoint) -> ChatContract:
         )
     text, token = checkpoint.tokenizer.eos_token, _id_of(checkpoint.tokenizer, checkpoint.tokenizer.eos_token)
     if text is None or token is None:
-        found, expected = f"{text or 'no token'} as EOS", "a token that ends a text"
         raise Refusal(
-            finding("eos-mismatch", file="tokenizer_config.json", field="eos_token", found=found, expected=expected)
+            finding(
+                "eos-mismatch",
+                file="tokenizer_config.json",
+                field="eos_token",
+                found=f"{text or 'no token'} as EOS",
+                expected="a token that ends a text",
+                repair="Name the token there that ended the texts of the training.",
+            )
         )
     return _contract(
         checkpoint,
