@@ -16,7 +16,7 @@ from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("plain") / "m", family="qwen2", tokenizer="bpe")
+    return tiny_checkpoint(tmp_path_factory.mktemp("plain") / "m", family="qwen2", tokenizer="bpe", tied=True)
 
 
 def with_tensors(source: Path, folder: Path, *names: str) -> Path:
@@ -48,7 +48,7 @@ def test_the_first_ten_are_named_and_all_are_counted(plain: Path, tmp_path: Path
     assert item.found.endswith("mtp.09.weight and 4 more")
 
 
-def test_a_parent_of_another_depth_or_with_an_old_buffer_misses_nothing(plain: Path, tmp_path: Path) -> None:
+def test_a_deeper_parent_one_with_a_head_and_one_with_an_old_buffer_miss_nothing(plain: Path, tmp_path: Path) -> None:
     deeper = tiny_checkpoint(tmp_path / "deeper", family="qwen2", tokenizer="bpe", layers=3)
     old = with_tensors(plain, tmp_path / "old", "model.layers.0.self_attn.rotary_emb.inv_freq")
     assert findings(plain, plain, deeper, old) == []
