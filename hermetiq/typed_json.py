@@ -46,22 +46,28 @@ def read(path: Path, kind: type[T], *, version: int, remedy: str) -> T:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise HermetiqError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error
+    return parse(data, kind, where=str(path), version=version, remedy=remedy)
+
+
+def parse(data: bytes, kind: type[T], *, where: str, version: int, remedy: str) -> T:
+    """As `read`, from the bytes of the file; `where` is its name in an error."""
+    try:
         if len(data) > LARGEST:
             raise ValueError(f"more than {LARGEST} bytes")
         document = json.loads(data.decode(), parse_constant=_refuse_constant)
         # Half a surrogate pair passes as JSON, and then no file or terminal takes it.
         json.dumps(document, ensure_ascii=False).encode()
-    except OSError as error:
-        raise HermetiqError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error
     except (ValueError, RecursionError) as error:
-        raise HermetiqError(f"not JSON ({error})", where=str(path), remedy=remedy) from None
+        raise HermetiqError(f"not JSON ({error})", where=where, remedy=remedy) from None
     if not isinstance(document, dict) or document.get("version") != version:
         what = f"not a {kind.__name__.lower()} of version {version}"
-        raise HermetiqError(what, where=str(path), remedy=remedy)
+        raise HermetiqError(what, where=where, remedy=remedy)
     try:
         return _decode(kind, document, "")
     except _Mismatch as mismatch:
-        raise HermetiqError(str(mismatch), where=str(path), remedy=remedy) from None
+        raise HermetiqError(str(mismatch), where=where, remedy=remedy) from None
 
 
 class _Mismatch(Exception):

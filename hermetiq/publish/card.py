@@ -7,38 +7,27 @@ prints. The code is that of the runtime recipes, so that what people copy ends t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from hermetiq.chat.contract import ChatContract
 from hermetiq.chat.template import RenderRequest, render_each
 from hermetiq.errors import HermetiqError
-from hermetiq.formats.legacy import legacy_note
 from hermetiq.manifest import Artifact, Manifest
-from hermetiq.quantize.spec import Spec, parse
-from hermetiq.recipes import recipes
-from hermetiq.runtimes.environments import RUNTIMES
+from hermetiq.quantize.spec import parse
 from hermetiq.verify import ArtifactReport
-from hermetiq.verify.foreign import GAPS
 
+from . import usage
 from .front_matter import front_matter
 from .guard import unverified
 from .licence import Licence
 from .markdown import block, code, plain, table, without_paths
 from .own_text import CLOSE, OPEN
-from .plan import MAIN, Branch, Plan, Repo
+from .plan import Branch, Plan, Repo
 
 HUB: Final = "https://huggingface.co"
-_FORMATS: Final = {"gguf": "GGUF", "gptq": "GPTQ", "awq": "AWQ", "exl2": "EXL2"}
-_LANGUAGES: Final = {".py": "python", ".sh": "sh", ".json": "json"}
-_ALSO_LOADED: Final = {
-    "gguf": "llama.cpp, and what is built on it: Ollama, LM Studio, KoboldCpp, llama-cpp-python",
-    "gptq": "vLLM",
-    "awq": "vLLM",
-}
-"""By format: what reads it and is not among the packages of `hermetiq verify --runtime`."""
 _CHAT: Final = (
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
@@ -61,12 +50,9 @@ class Release:
     forced: str | None = None
     """Why something is published that no verification passed."""
 
-    def artifact(self, file: str) -> Artifact:
-        return next(each for each in self.manifest.artifacts if each.file == file)
-
     def artifacts(self, repo: Repo) -> Iterator[tuple[Branch, Artifact]]:
         """Every artifact of a repo with its branch."""
-        return ((branch, self.artifact(file)) for branch in repo.branches for file in branch.artifacts)
+        return usage.artifacts(self.manifest, repo)
 
 
 def card(release: Release, repo: Repo, own_text: str) -> str:
@@ -88,8 +74,8 @@ def card(release: Release, repo: Repo, own_text: str) -> str:
         f"{OPEN}{own_text}{CLOSE}",
         _files(release, repo),
         _prompt(release.manifest.source.contract, release.example),
-        _running(release, repo),
-        _loading(artifact for _, artifact in artifacts),
+        usage.running(release.manifest, repo),
+        usage.loading(artifact for _, artifact in artifacts),
         _calibration(release.manifest, repo),
         _checks(release, repo),
         _provenance(release),
@@ -98,16 +84,17 @@ def card(release: Release, repo: Repo, own_text: str) -> str:
 
 
 def _opening(release: Release, repo: Repo) -> str:
-    names = " and ".join(_FORMATS[format] for format in repo.formats)
+    unproven = unverified(release.manifest)
+    names = " and ".join(usage.FORMATS[format] for format in repo.formats)
     source = plain(release.manifest.source.name)
     if release.base_model:
         source = f"[{plain(release.base_model)}]({HUB}/{release.base_model})"
     lines = [
         f"# {plain(repo.id.partition('/')[2])}",
-        f"{source} as {names}, quantized and verified by hermetiq {release.manifest.hermetiq}.",
+        f"{source} as {names}, quantized{'' if unproven else ' and verified'} by hermetiq {release.manifest.hermetiq}.",
     ]
     if release.forced is not None:
-        failed = "; ".join(f"{code(each.file)}: {plain(each.reason)}" for each in unverified(release.manifest))
+        failed = "; ".join(f"{code(each.file)}: {plain(each.reason)}" for each in unproven)
         what = f" Not verified: {failed}." if failed else ""
         lines.append(f"> **Published against the checks.** Reason given: {plain(release.forced)}.{what}")
     others = [other.id for other in release.plan.repos if other.id != repo.id]
@@ -165,71 +152,6 @@ def example(contract: ChatContract) -> str:
         if isinstance(outcome, str):
             return outcome
     raise HermetiqError("the template prints none of the example chats", where="chat template")
-
-
-def _running(release: Release, repo: Repo) -> str:
-    """How each runtime is started, on the first artifact of each format."""
-    lines = ["## How to run it"]
-    shown: set[str] = set()
-    for branch, artifact in release.artifacts(repo):
-        format = parse(artifact.spec).format
-        if format in shown:
-            continue
-        shown.add(format)
-        download, place = _download(repo, branch, artifact)
-        others = sum(parse(each.spec).format == format for _, each in release.artifacts(repo)) > 1
-        lines.append(f"{_FORMATS[format]}: download {code(place)} first"
-                     f"{'; the others go likewise' if others else ''}.")  # fmt: skip
-        lines.append(block(download, "sh"))
-        if not release.manifest.source.contract.is_chat:
-            continue
-        local = replace(artifact, file=place, files={}, sha256="")
-        for recipe in recipes(replace(release.manifest, artifacts=(local,))):
-            lines.append(f"### {recipe.runtime}")
-            language = _LANGUAGES.get(PurePosixPath(recipe.name).suffix, "")
-            told = f"No recipe: {plain(recipe.refused)}."
-            if recipe.runtime == "ollama" and recipe.text:
-                lines.append(f"Save as {code('Modelfile')}, then {code(f'ollama create {_model(repo)} -f Modelfile')}.")
-            lines.append(block(recipe.text, language) if recipe.text else told)
-    return "\n\n".join(lines)
-
-
-def _download(repo: Repo, branch: Branch, artifact: Artifact) -> tuple[str, str]:
-    """The command that brings an artifact to this folder, and where it then lies."""
-    own = [file.path for file in branch.files if file.origin in artifact.files]
-    revision = "" if branch.name == MAIN else f" --revision {branch.name}"
-    if artifact.file not in artifact.files:
-        folder = f"{_model(repo)}{'' if branch.name == MAIN else f'-{branch.name}'}"
-        return f"hf download {repo.id}{revision} --local-dir {folder}", folder
-    if len(own) > 1:
-        return f"hf download {repo.id} --include '{PurePosixPath(own[0]).parent}/*' --local-dir .", own[0]
-    return f"hf download {repo.id} {own[0]} --local-dir .", own[0]
-
-
-def _model(repo: Repo) -> str:
-    return repo.id.partition("/")[2]
-
-
-def _loading(artifacts: Iterator[Artifact]) -> str:
-    lines = ["## What loads it"]
-    notes: dict[str, None] = {}
-    for artifact in artifacts:
-        spec = parse(artifact.spec)
-        readers, gaps = _readers(spec)
-        line = f"- {code(str(spec))}: {plain(', '.join(readers))}"
-        line += "".join(f"; not {plain(name)}, which {plain(why)}" for name, why in gaps.items())
-        lines.append(line)
-        if note := legacy_note(spec):
-            notes[f"\n{plain(note)}."] = None
-    return lines[0] + "\n\n" + "\n".join([*lines[1:], *notes])
-
-
-def _readers(spec: Spec) -> tuple[list[str], Mapping[str, str]]:
-    """What loads an artifact, and what does not though it reads the format."""
-    known = [name for name, runtime in RUNTIMES.items() if spec.format in runtime.formats]
-    gaps = {name: GAPS[name][1] for name in known if name in GAPS and GAPS[name][0](spec)}
-    also = [_ALSO_LOADED[spec.format]] if spec.format in _ALSO_LOADED else []
-    return [*also, *(name for name in known if name not in gaps)], gaps
 
 
 def _calibration(manifest: Manifest, repo: Repo) -> str:

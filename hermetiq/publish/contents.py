@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from hermetiq import __version__, typed_json
@@ -46,9 +45,9 @@ class Contents:
         return typed_json.encode(self)
 
 
-def read(path: Path) -> Contents | None:
-    """The list in a file; None where it is none of ours."""
+def read(data: bytes) -> Contents | None:
+    """The list in the bytes of a file; None where it is none of ours."""
     try:
-        return typed_json.read(path, Contents, version=VERSION, remedy="")
+        return typed_json.parse(data, Contents, where="", version=VERSION, remedy="")
     except HermetiqError:
         return None

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from logging import ERROR
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, logging  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from hermetiq.errors import HermetiqError
@@ -138,13 +136,17 @@ class Hub:
             if isinstance(entry, RepoFile)
         }
 
-    @contextmanager
-    def fetched(self, repo: str, path: str, revision: str) -> Iterator[Path]:
-        """A file of a commit, on this machine for as long as the block runs."""
-        with TemporaryDirectory(prefix="hermetiq-") as folder:
-            yield Path(
-                self._ask(repo, lambda: self._api.hf_hub_download(repo, path, revision=revision, local_dir=folder))
-            )
+    def read(self, repo: str, path: str, revision: str) -> bytes:
+        """The bytes of a small file of a commit."""
+        url = hf_hub_url(repo, path, revision=revision, endpoint=self._api.endpoint)
+        headers = build_hf_headers(token=self._api.token, library_name="hermetiq")
+
+        def request() -> bytes:
+            response = get_session().get(url, headers=headers)
+            hf_raise_for_status(response)
+            return response.content
+
+        return self._ask(f"{repo}: {path}", request)
 
     def create_branch(self, repo: str, branch: str) -> None:
         """Make a branch as empty as a repo begins: it starts at the first commit."""

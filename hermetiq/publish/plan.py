@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -96,8 +96,6 @@ class Plan:
 
     layout: str
     repos: tuple[Repo, ...]
-    notes: tuple[str, ...] = field(default=())
-    """What the user should know before it is sent."""
 
     @property
     def bytes(self) -> int:
@@ -147,11 +145,6 @@ def plan(
 def repo_path(artifact: Artifact, name: str) -> str:
     """Where a file of an artifact lies on its branch: folders at the root, as every loader wants them."""
     return PurePosixPath(name).name if name == artifact.file else name.removeprefix(f"{artifact.file}/")
-
-
-def with_file(branch: Branch, file: PlannedFile) -> Branch:
-    """The branch with `file` in the place of what was planned under its path."""
-    return replace(branch, files=tuple(file if each.path == file.path else each for each in branch.files))
 
 
 @dataclass(frozen=True)

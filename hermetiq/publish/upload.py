@@ -19,6 +19,7 @@ from typing import Final
 
 from huggingface_hub import CommitOperationAdd
 
+from hermetiq import typed_json
 from hermetiq.errors import CheckFailed, Finding, HermetiqError, Refusal
 from hermetiq.progress import Ticker, part, silent
 from hermetiq.rules import finding
@@ -219,13 +220,16 @@ def _settle(hub: Hub, target: Target, additions: Mapping[str, CommitOperationAdd
 
 def _standing(hub: Hub, repo: str, commit: str, tree: Mapping[str, RemoteFile]) -> Standing:
     listed, card = None, ""
-    if CONTENTS in tree:
-        with hub.fetched(repo, CONTENTS, commit) as path:
-            listed = contents.read(path)
-    if listed and CARD in tree:
-        with hub.fetched(repo, CARD, commit) as path:
-            card = path.read_text(encoding="utf-8", errors="replace")
+    if _is_text(tree.get(CONTENTS)):
+        listed = contents.read(hub.read(repo, CONTENTS, commit))
+    if listed and _is_text(tree.get(CARD)):
+        card = hub.read(repo, CARD, commit).decode(errors="replace")
     return Standing(commit, tree, listed, card)
+
+
+def _is_text(file: RemoteFile | None) -> bool:
+    """Whether it is small enough to be one of our texts; what somebody else put there may be of any size."""
+    return file is not None and file.bytes <= typed_json.LARGEST
 
 
 def _strangers(repo: str, branches: Mapping[str, Standing]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
-from hermetiq.publish import Hub, card, run
+from hermetiq.publish import Hub, run, usage
 from tests.publish.hub_server import TOKEN, HubServer
 
 
@@ -49,5 +49,5 @@ def hub(server: HubServer, waits: list[float]) -> Hub:
 @pytest.fixture
 def plain_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """No template is rendered: each takes a process."""
-    monkeypatch.setattr(card, "recipes", lambda manifest: ())
+    monkeypatch.setattr(usage, "recipes", lambda manifest: ())
     monkeypatch.setattr(run, "example", lambda contract: "a chat")
