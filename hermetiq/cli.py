@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hermetiq.forward import Forward
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Plan
+    from hermetiq.publish import Job as Release
     from hermetiq.recipes import Recipe
     from hermetiq.repair import Change, Repair
     from hermetiq.verify import ArtifactReport
@@ -71,6 +72,13 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Layout(StrEnum):
+    """How a release is spread over repos: one for each format, or one with branches."""
+
+    per_format = "per-format"
+    single = "single"
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
@@ -513,6 +521,55 @@ def show_recipes(found: Sequence[Recipe], save: Path | None) -> None:
         else:
             talk.print(f"[bold]{recipe.runtime}[/] {one_line(recipe.name)}", soft_wrap=True)
             print(recipe.text)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export that was verified.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub; -GGUF and the like are added.")],
+    layout: Annotated[Layout, typer.Option(help="A repo for each format, or one for all.")] = Layout.per_format,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the model that was quantized, or none.", metavar="ID")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Its licence, where no card states the right one.", metavar="NAME")
+    ] = None,
+    force: Annotated[
+        str | None, typer.Option(help="Publish what no verification passed; the card says why.", metavar="REASON")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new repos private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a verified export to the Hugging Face Hub, whole or not at all; run again, it goes on after a cut."""
+    with loading():
+        from hermetiq import publish as publishing
+
+    with progress("checking") as tick:
+        job = publishing.prepare(
+            folder, repo, layout=publishing.Layout(layout.value), license=license, base_model=base_model, force=force,
+            tick=tick,
+        )  # fmt: skip
+        done = None if dry_run else publishing.publish(job, private=private, tick=tick)
+    if as_json:
+        print_json(done.to_json() if done else job.to_json())
+    elif done:
+        for url in done.urls:
+            out.print(url)
+    else:
+        show_release(job)
+
+
+def show_release(job: Release) -> None:
+    table = Table("repo", "branch", "file", "size", "sha256", box=None)
+    for repo in job.plan.repos:
+        for branch in repo.branches:
+            for file in branch.files:
+                made = "written on the way" if not file.bytes else file.sha256[:16] or "split on the way"
+                table.add_row(repo.id, branch.name, file.path, size(file.bytes) if file.bytes else "", made)
+    out.print(table)
+    base = job.release.base_model or "no base model"
+    out.print(f"{size(job.plan.bytes)} in all; {one_line(base)}; licence {one_line(job.release.licence.name)}")
 
 
 @app.command()
