@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-runtimes check rules bench dist clean
+.PHONY: demo test fuzz test-gpu test-runtimes check rules bench dist clean
 
 .venv/base: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,9 @@ demo: .venv/base  ## the main job on a real chat model, offline
 
 test: .venv/dev  ## every test
 	$(BIN)/pytest
+
+fuzz: .venv/dev  ## inspect on 20,000 broken checkpoints; a share of them is part of every test run
+	$(BIN)/python -m tests.fuzz --cases 20000
 
 test-gpu: .venv/dev  ## solvers, walk and exllamav2 on CUDA; says so where there is none
 	$(BIN)/pytest -q -m gpu

@@ -15,7 +15,6 @@ from hermetiq.checkpoint.base import TensorInfo
 from hermetiq.checkpoint.folder import FLOATS
 from hermetiq.checkpoint.shards import listed
 from hermetiq.errors import Finding
-from hermetiq.formats.gguf.recipe import BASE, FALLBACK
 from hermetiq.rules import finding
 
 _SHARE: Final = 0.1
@@ -30,8 +29,8 @@ def not_quantized(subject: Subject) -> Iterator[Finding]:
     """Linear layers of the blocks that an artifact left in 16 bits or more."""
     linears = _linears(subject)
     whole = {name: info for name, info in linears.items() if info.dtype in FLOATS}
-    base = BASE.get(getattr(subject.checkpoint, "recipe", None) or "F32")
-    claims = base is not None and base.name not in FLOATS
+    recipe = getattr(subject.checkpoint, "recipe", None)
+    claims = recipe is not None and _base(recipe) not in FLOATS
     if not claims and len(whole) == len(linears):
         return
     section = subject.checkpoint.documents.get("config.json", {}).get("quantization_config")
@@ -51,7 +50,12 @@ def not_quantized(subject: Subject) -> Iterator[Finding]:
 def kquant_shape(subject: Subject) -> Iterator[Finding]:
     """A K-quant of a model whose rows its blocks do not divide, so that most of it is something else."""
     recipe = getattr(subject.checkpoint, "recipe", None)
-    if recipe is None or BASE[recipe] not in FALLBACK:
+    if recipe is None:
+        return
+    # Imported late, and needed for a .gguf alone: its writer brings torch along.
+    from hermetiq.formats.gguf.recipe import BASE, FALLBACK
+
+    if BASE[recipe] not in FALLBACK:
         return
     linears, stand_ins = _linears(subject), {kind.name for kind in FALLBACK.values()}
     fallen = [info for info in linears.values() if info.dtype in stand_ins and info.shape[1] % _BLOCK]
@@ -66,6 +70,14 @@ def kquant_shape(subject: Subject) -> Iterator[Finding]:
             found=f"{recipe}, and {share:.0%} of the linear weights in {stored}",
             expected=f"rows that {_BLOCK} divides",
         )
+
+
+def _base(recipe: str) -> str | None:
+    """The type that most of a .gguf of this recipe has."""
+    from hermetiq.formats.gguf.recipe import BASE
+
+    base = BASE.get(recipe)
+    return None if base is None else str(base.name)
 
 
 def _linears(subject: Subject) -> Mapping[str, TensorInfo]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 from hermetiq.chat.artifact_checks import kquant_shape, not_quantized
 from hermetiq.chat.contract import used_tokens
-from hermetiq.chat.delta_checks import no_delta
 from hermetiq.chat.dialect import template_dialect
 from hermetiq.chat.eos import SENTENCEPIECE, sentencepiece_file, sentencepiece_of, token_text
 from hermetiq.chat.eos_checks import eos_mismatch, turn_end
@@ -25,7 +25,6 @@ from hermetiq.chat.special_checks import special_lists
 from hermetiq.chat.subject import Check, Subject
 from hermetiq.chat.template import TemplateError, TemplateUnsafe
 from hermetiq.chat.tensor_checks import tensors_lost
-from hermetiq.chat.weight_checks import f16_overflow, head_tie, tag_untrained, tie_conflict, weight_nan
 from hermetiq.checkpoint.documents import TEMPLATE
 from hermetiq.checkpoint.pretokenizer import pretokenizer_finding
 from hermetiq.checkpoint.shards import listed
@@ -205,6 +204,15 @@ def spm_stale(subject: Subject) -> Iterator[Finding]:
         yield finding("spm-stale", file=SENTENCEPIECE, found=found, expected=expected, severity=severity)
 
 
+def _late(module: str, name: str) -> Check:
+    """A check that reads tensors; its module brings torch along, and is imported when the check runs."""
+
+    def check(subject: Subject) -> Iterator[Finding]:
+        return cast(Check, getattr(import_module(f"hermetiq.chat.{module}"), name))(subject)
+
+    return check
+
+
 CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
     {
         "source-incomplete": found_before,
@@ -228,17 +236,17 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "rope-form": rope_form,
         "not-quantized": not_quantized,
         "kquant-shape": kquant_shape,
-        "tie-conflict": tie_conflict,
-        "tag-untrained": tag_untrained,
-        "weight-nan": weight_nan,
-        "f16-overflow": f16_overflow,
-        "head-tie": head_tie,
+        "tie-conflict": _late("weight_checks", "tie_conflict"),
+        "tag-untrained": _late("weight_checks", "tag_untrained"),
+        "weight-nan": _late("weight_checks", "weight_nan"),
+        "f16-overflow": _late("weight_checks", "f16_overflow"),
+        "head-tie": _late("weight_checks", "head_tie"),
         "merge-vocab": merge_vocab,
         "merge-rows": merge_rows,
         "tensors-lost": tensors_lost,
         "vocab-rows": found_before,
         "special-lists": special_lists,
-        "no-delta": no_delta,
+        "no-delta": _late("delta_checks", "no_delta"),
         "adapter-vocab": found_before,
     }
 )

@@ -7,9 +7,7 @@ all. Nothing fails: the tag is in the vocabulary, and its row is neither zero no
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hermetiq.chat.parents import Parent
 from hermetiq.chat.probe import printed_tags
@@ -19,6 +17,9 @@ from hermetiq.checkpoint.shards import listed
 from hermetiq.errors import Finding, HermetiqError, Severity
 from hermetiq.model import EMBEDDING, HEAD, TokenKind
 from hermetiq.rules import finding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK_ROWS = 4096
 _STRANGER = 0.25
@@ -111,8 +112,8 @@ def _broken_rows(
 ) -> Iterator[Finding]:
     """Rows of NaN, and zero rows of tags, whose tokens a parent has."""
     vocabulary = subject.checkpoint.tokenizer.vocabulary.tokens
-    parts = torch.split(weight, _CHUNK_ROWS)
-    broken = torch.cat([~part.isfinite().all(dim=1) for part in parts]).nonzero().flatten().tolist()
+    finite = [row for part in weight.split(_CHUNK_ROWS) for row in part.isfinite().all(dim=1).tolist()]
+    broken = [index for index, whole in enumerate(finite) if not whole]
     tags = [index for text in _wanted(subject) if (index := subject.checkpoint.tokenizer.id_of(text)) is not None]
     zero = [index for index in sorted(tags) if index < len(weight) and not weight[index].any()]
     told = list[str]()
@@ -135,6 +136,8 @@ def _strange_rows(subject: Subject, parent: Parent) -> Iterator[Finding]:
             shifted[text] = here, there
     if not shifted:
         return
+    import torch  # Slow to load, and seldom needed.
+
     try:
         theirs = parent.open().load(EMBEDDING)
     except HermetiqError as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from hermetiq.chat.contract import ChatContract, base_contract, contract_of
 from hermetiq.chat.parents import Parents, read_parents
 from hermetiq.chat.probe import Probe, probe
-from hermetiq.chat.weight_scan import WeightScan
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import Finding, Refusal
+
+if TYPE_CHECKING:
+    from hermetiq.chat.weight_scan import WeightScan
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Subject:
     @cached_property
     def scan(self) -> WeightScan:
         """What the tensors show; nothing is read before it is asked for."""
+        from hermetiq.chat.weight_scan import WeightScan
+
         return WeightScan(self.checkpoint)
 
 

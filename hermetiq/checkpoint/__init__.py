@@ -1,7 +1,6 @@
 """Sources of a model: a folder, a `.gguf` file, a Hub id, or a base with an adapter, all read as one `Checkpoint`."""
 
 from .base import Checkpoint, Provenance, TensorInfo
-from .finite import check_finite, non_finite
 from .open import open_checkpoint
 
-__all__ = ["Checkpoint", "Provenance", "TensorInfo", "check_finite", "non_finite", "open_checkpoint"]
+__all__ = ["Checkpoint", "Provenance", "TensorInfo", "open_checkpoint"]

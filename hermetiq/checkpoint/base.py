@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from hermetiq.errors import Finding
 from hermetiq.model import ModelConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     # The tokenizer's readers use what stands beside this module, so at run time it may not import them.
     from .tokenizer import Tokenizer
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from hermetiq.errors import Finding, Refusal
 from hermetiq.model import EMBEDDING, HEAD, ModelConfig
@@ -22,6 +20,9 @@ from .documents import Read, incomplete, read_documents, read_provenance, read_t
 from .families import parse_config
 from .identity import folder_digest
 from .shards import INDEX, SINGLE, listed, load_tensor, read_every_file, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json")

@@ -7,14 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import huggingface_hub
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from hermetiq.errors import HermetiqError
 
@@ -33,15 +25,20 @@ IGNORED: Final = ("*/*", "consolidated*")
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
-# Subclasses before their parents. Nothing of the library's own text is repeated: it may quote request headers.
-_MEANINGS: Final[tuple[tuple[type[Exception], str, str], ...]] = (
-    (GatedRepoError, "access to this model is restricted", "accept its terms on the Hub, then run `hf auth login`"),
-    (RevisionNotFoundError, "no such revision", "give a branch, a tag or a full commit of the model"),
-    (RepositoryNotFoundError, "no such model, or a private one", "check the name; for a private model `hf auth login`"),
-    (DisabledRepoError, "this model has been disabled on the Hub", "choose another source"),
-    (HFValidationError, "not a valid Hub id", "give ORG/NAME"),
+# Classes of huggingface_hub.errors by name, as importing them brings an HTTP client along; subclasses before their
+# parents. Nothing of the library's own text is repeated: it may quote request headers.
+_MEANINGS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("GatedRepoError", "access to this model is restricted", "accept its terms on the Hub, then run `hf auth login`"),
+    ("RevisionNotFoundError", "no such revision", "give a branch, a tag or a full commit of the model"),
     (
-        LocalEntryNotFoundError,
+        "RepositoryNotFoundError",
+        "no such model, or a private one",
+        "check the name; for a private model `hf auth login`",
+    ),
+    ("DisabledRepoError", "this model has been disabled on the Hub", "choose another source"),
+    ("HFValidationError", "not a valid Hub id", "give ORG/NAME"),
+    (
+        "LocalEntryNotFoundError",
         "not in the local cache, or not all of it, and the Hub cannot be reached",
         "connect, or unset HF_HUB_OFFLINE, and run again",
     ),
@@ -70,8 +67,9 @@ def snapshot(repo: str, *, revision: str | None = None) -> Path:
         )
     # The library's errors, and those of the HTTP client below it, share no base class.
     except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
         for kind, what, remedy in _MEANINGS:
-            if isinstance(error, kind):
+            if kind in kinds:
                 raise HermetiqError(what, where=where, remedy=remedy) from None
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise HermetiqError(f"the download failed: {reason}", where=where, remedy="run again") from None

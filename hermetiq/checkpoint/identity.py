@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .base import TensorInfo
 from .documents import DOCUMENTS, TEMPLATE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FILES = (*DOCUMENTS, TEMPLATE, "tokenizer.model", "vocab.json", "merges.txt", "adapter_config.json")
 _WINDOW = 4096
@@ -40,6 +41,8 @@ def folder_digest(
 
 
 def _sample(tensor: Tensor) -> bytes:
+    import torch
+
     stored = tensor.contiguous().reshape(-1).view(torch.uint8)
     last = stored.numel() - _WINDOW
     if last <= _WINDOW * (_WINDOWS - 1):

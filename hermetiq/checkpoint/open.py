@@ -7,11 +7,10 @@ from pathlib import Path
 
 from hermetiq.errors import HermetiqError
 
-from .adapter import AdapterCheckpoint
 from .base import Checkpoint
+from .documents import read_json
 from .folder import FolderCheckpoint
 from .hub import is_hub_id, snapshot
-from .packed import PackedCheckpoint, is_packed
 from .shards import PICKLES, listed
 
 
@@ -35,7 +34,12 @@ def open_checkpoint(
     """
     source = _locate(path, revision)
     base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else _open_folder(_model(source))
-    return base if adapter is None else AdapterCheckpoint(base, _folder(_locate(adapter, None), "of a LoRA"))
+    if adapter is None:
+        return base
+    # Imported late, like the packed folders and the .gguf below: they bring torch along, which is slow to load.
+    from .adapter import AdapterCheckpoint
+
+    return AdapterCheckpoint(base, _folder(_locate(adapter, None), "of a LoRA"))
 
 
 def _locate(path: str | Path, revision: str | None) -> Path:
@@ -81,7 +85,13 @@ def _model(path: Path) -> Path:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    return PackedCheckpoint(folder) if is_packed(folder) else FolderCheckpoint(folder)
+    document, _ = read_json(folder, "config.json")
+    if "quantization_config" in (document or {}):
+        from .packed import PackedCheckpoint, is_packed
+
+        if is_packed(folder):
+            return PackedCheckpoint(folder)
+    return FolderCheckpoint(folder)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from hermetiq.errors import Finding, Refusal
 
 from .base import TensorInfo
 from .documents import POINTER, POINTER_REPAIR, Read, incomplete, link_out, obstacle, read_json, stays_inside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -83,7 +85,8 @@ def read_header(folder: Path, file: str) -> Read[dict[str, TensorInfo]]:
             start = opened.read(len(POINTER))
         if start == POINTER.encode():
             return {}, (incomplete(file, found="a Git LFS pointer", expected="the weights", repair=POINTER_REPAIR),)
-        with safe_open(path, framework="pt") as opened:
+        # Headers are read without torch, which takes longer to import than they all take to read.
+        with safe_open(path, framework="np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
             return {
                 name: TensorInfo(shape=tuple(each.get_shape()), dtype=str(each.get_dtype()), file=file)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from hermetiq.chat import weight_scan
 from hermetiq.chat.checks import CHECKS, READS_WEIGHTS
 from hermetiq.chat.inspect import chosen_rules, inspect, lint
 from hermetiq.checkpoint import open_checkpoint
@@ -173,3 +178,40 @@ def test_fields_of_wrong_types_are_no_crash(value: Any, hermes: Path) -> None:
     assert inspection.contract is not None
     assert json.dumps(inspection.to_json())
     assert inspection.contract.terminator_id == 32000
+
+
+def test_without_weights_no_tensor_is_read_and_torch_is_not_loaded(hermes: Path) -> None:
+    """Importing torch takes longer than everything else that `--no-weights` does; a heavy import shows at once."""
+    code = (
+        "import sys\n"
+        "from hermetiq.chat.inspect import inspect\n"
+        f"assert inspect({str(hermes)!r}, weights=False).contract\n"
+        "heavy = {'torch', 'gguf', 'transformers', 'huggingface_hub.errors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_tensor_is_looked_at_once(hermes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[Tensor]()
+    plain = weight_scan.extent
+    monkeypatch.setattr(weight_scan, "extent", lambda tensor: looked.append(tensor) or plain(tensor))
+    inspect(str(hermes))
+    expected = open_checkpoint(hermes).tensors
+    assert sum(tensor.nbytes for tensor in looked) == sum(2 * prod(info.shape) for info in expected.values())
+    assert len(looked) == len(expected)
+
+
+def test_what_float16_loses_is_told_with_its_rows(hermes: Path, tmp_path: Path) -> None:
+    folder, name = copy_of(hermes, tmp_path / "model"), "model.layers.1.mlp.down_proj.weight"
+    weights = load_file(folder / "model.safetensors")
+    weights[name][5], weights[name][9, 0], weights[name][7] = 1e-9, 1e-9, 0
+    weights[name][1, 2:4] = torch.tensor([7e4, -9e4])
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors")
+    (item,) = inspect(str(folder), select=["f16-overflow"]).findings
+    assert (item.rule, item.severity, item.field) == ("f16-overflow", "warning", name)
+    assert item.found == (
+        "2 of 8192 values beyond 65504, the largest 90112; row 5 nothing but values that float16 rounds to zero"
+    )
