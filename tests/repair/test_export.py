@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import hermetiq.verify
 from hermetiq import cli
 from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.manifest import Manifest
@@ -16,7 +17,7 @@ from hermetiq.pipeline import export, prepare
 from hermetiq.quantize.spec import parse
 from hermetiq.repair import InitTags, repair
 from hermetiq.verify import open_source
-from tests.fixtures.models import copy_of, edit_json, tiny_checkpoint
+from tests.fixtures.models import edit_json, tiny_checkpoint
 from tests.repair.test_repair import EMBEDDING, END, END_ID, WEIGHTS, contents
 
 SPECS = [parse("gguf:F32")]
@@ -87,24 +88,24 @@ def test_without_repair_the_same_source_is_refused_and_another_source(faulty: Pa
 
 
 def test_the_command_repairs_tells_and_verifies_without_being_told_again(
-    trained_hermes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    faulty: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = copy_of(trained_hermes, tmp_path / "lelantos")
-    for file in ("config.json", "generation_config.json"):
-        edit_json(source / file, eos_token_id=2)
     out = tmp_path / "out"
+    wish = ["--to", "gguf:F32", "--repair", "--init-tags", "mean", "--ignore", "tag-untrained", "--json"]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["export", str(source), str(out), "--to", "gguf:Q8_0", "--repair", "--json"])
+        cli.main(["export", str(faulty), str(out), *wish])
     assert stop.value.code == 0
     told = capfd.readouterr()
     changed = {(each["file"], each["field"]): each for each in json.loads(told.out)["repairs"]}
     change = changed["config.json", "eos_token_id"]
-    assert (change["rule"], change["old"], change["new"]) == ("eos-mismatch", "2", "[32000, 2]")
-    assert "changed eos-mismatch config.json: eos_token_id\n    from 2 to [32000, 2]" in told.err
+    assert (change["rule"], change["old"], change["new"]) == ("eos-mismatch", "800", "[802, 800]")
+    assert "changed eos-mismatch config.json: eos_token_id\n    from 800 to [802, 800]" in told.err
+    seen: list[str] = []
+    monkeypatch.setattr(hermetiq.verify, "verify", lambda folder, source, **_: seen.append(source.fingerprint()) or ())
     with pytest.raises(SystemExit) as stop:
-        cli.main(["verify", str(out), "--source", str(source), "--json"])
+        cli.main(["verify", str(out), "--source", str(faulty), "--json"])
     assert stop.value.code == 0
-    assert all(check["passed"] for check in json.loads(capfd.readouterr().out)[0]["checks"])
+    assert seen == [Manifest.read(out).source.fingerprint]
 
 
 REFUSED = {
