@@ -32,7 +32,8 @@ def junit(reports: Sequence[ArtifactReport]) -> bytes:
         if notes:
             _child(suite, "system-out").text = _sound("\n".join(notes))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def _child(parent: ElementTree.Element, tag: str, **attributes: str) -> ElementTree.Element:

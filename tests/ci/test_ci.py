@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from xml.etree import ElementTree
 
-from hermetiq.ci import annotations, junit
+from hermetiq.ci import junit, workflow_commands
 from hermetiq.verification import Check, Verification
 from hermetiq.verify.report import ArtifactReport
 from tests.test_manifest import ARTIFACT, FOLDER
@@ -42,14 +42,14 @@ def test_half_a_surrogate_pair_is_spelled_out() -> None:
 
 def test_github_is_told_of_failures_alone_and_only_there() -> None:
     reports = [report(GOOD, BAD)]
-    assert list(annotations(reports, {})) == []
-    (line,) = annotations(reports, {"GITHUB_ACTIONS": "true"})
+    assert list(workflow_commands(reports, {})) == []
+    (line,) = workflow_commands(reports, {"GITHUB_ACTIONS": "true"})
     assert line.startswith(f"::error title={ARTIFACT.file}%3A smoke-stops::goes on behind <|im_end|>")
 
 
 def test_a_name_cannot_begin_a_command() -> None:
     hostile = replace(ARTIFACT, file="a,b::c\n::warning::x%")
-    (line,) = annotations(
+    (line,) = workflow_commands(
         [ArtifactReport(hostile, Verification("", (replace(BAD, reason="\n::set-env::x\r"),), {}))],
         {"GITHUB_ACTIONS": "true"},
     )

@@ -17,7 +17,7 @@ _DATA: Final = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _PROPERTY: Final = {**_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
 
 
-def annotations(reports: Sequence[ArtifactReport], environment: Mapping[str, str]) -> Iterator[str]:
+def workflow_commands(reports: Sequence[ArtifactReport], environment: Mapping[str, str]) -> Iterator[str]:
     """A line for each failed check, where `environment` is that of a workflow; none elsewhere."""
     if environment.get(VARIABLE) != "true":
         return
