@@ -111,8 +111,10 @@ def _broken_rows(
     weight: Tensor,  # (rows, hidden)
 ) -> Iterator[Finding]:
     """Rows of NaN, and zero rows of tags, whose tokens a parent has."""
+    import torch  # Slow to load, and seldom needed.
+
     vocabulary = subject.checkpoint.tokenizer.vocabulary.tokens
-    finite = [row for part in weight.split(_CHUNK_ROWS) for row in part.isfinite().all(dim=1).tolist()]
+    finite = [row for part in torch.split(weight, _CHUNK_ROWS) for row in part.isfinite().all(dim=1).tolist()]
     broken = [index for index, whole in enumerate(finite) if not whole]
     tags = [index for text in _wanted(subject) if (index := subject.checkpoint.tokenizer.id_of(text)) is not None]
     zero = [index for index in sorted(tags) if index < len(weight) and not weight[index].any()]
@@ -136,7 +138,7 @@ def _strange_rows(subject: Subject, parent: Parent) -> Iterator[Finding]:
             shifted[text] = here, there
     if not shifted:
         return
-    import torch  # Slow to load, and seldom needed.
+    import torch
 
     try:
         theirs = parent.open().load(EMBEDDING)
