@@ -72,6 +72,8 @@ def test_vllm_takes_its_ids_from_generation_config_and_float16() -> None:
 
 def test_plain_text_stops_are_for_the_request_to_say() -> None:
     assert said_in_each_request(launch.llama_cpp(PLAIN_STOPS, "./m.gguf")) == {"stop": ['### "Input":\n']}
+    assert "request must" in launch.llama_cpp(PLAIN_STOPS, "./m.gguf")
+    assert "request can" in launch.vllm(CHATML, "./m")
     fields = {"stop_token_ids": [32000, 2], "stop": ['### "Input":\n']}
     assert said_in_each_request(launch.vllm(PLAIN_STOPS, "./m")) == fields
 
@@ -105,9 +107,10 @@ def test_the_preset_holds_the_template_and_no_stop_that_an_id_says() -> None:
 
 @pytest.mark.parametrize("write", [scripts.transformers, scripts.exllamav2])
 def test_scripts_are_python_and_hold_names_and_texts_as_literals(write: launch.Writer) -> None:
-    text = write(contract(CHATML.template, stop_strings=('"""\n\x1b{x}',)), "./a\n'\"\x1b{folder}")
+    text = write(contract(CHATML.template, stop_strings=('"""\n\x1b{x}é',)), "./a\n'\"\x1b{folder}")
     constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
-    assert {"./a\n'\"\x1b{folder}", '"""\n\x1b{x}', 32000, 2} <= set(constants)
+    assert {"./a\n'\"\x1b{folder}", '"""\n\x1b{x}é', 32000, 2} <= set(constants)
+    assert text.isascii()
     assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
