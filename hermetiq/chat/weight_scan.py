@@ -33,7 +33,7 @@ class UsualRow:
     norm: float
     """Mean norm of a row."""
     spread: float
-    """Root mean square distance of a row from the mean row."""
+    """Mean distance of a row from the mean row: one row that is broken hardly moves it, as it would a mean of squares."""
     first_column: Tensor  # (rows,)
 
 
@@ -81,15 +81,15 @@ def _outcome(scan: WeightScan, name: str) -> tuple[str, Look | Refusal]:
 def usual_row(
     weight: Tensor,  # (rows, hidden)
 ) -> UsualRow:
-    """One pass in float32, a few rows at a time; the sums over all rows in float64."""
+    """Two passes in float32, a few rows at a time; the sums over all rows in float64."""
     count, hidden = weight.shape
-    total, norms, squares = torch.zeros(hidden, dtype=torch.float64), 0.0, 0.0
-    for part in torch.split(weight, max(1, _CHUNK // hidden)):
+    parts = torch.split(weight, max(1, _CHUNK // hidden))
+    total, norms, distances = torch.zeros(hidden, dtype=torch.float64), 0.0, 0.0
+    for part in parts:
         values = part.float()
-        lengths = torch.linalg.vector_norm(values, dim=1).double()
         total += values.sum(0)
-        norms += float(lengths.sum())
-        squares += float(lengths.square().sum())
-    mean = total / count
-    spread = max(0.0, squares / count - float(mean.square().sum())) ** 0.5
-    return UsualRow(mean.float(), norms / count, spread, weight[:, 0].clone())
+        norms += float(torch.linalg.vector_norm(values, dim=1).double().sum())
+    mean = (total / count).float()
+    for part in parts:
+        distances += float(torch.linalg.vector_norm(part.float() - mean, dim=1).double().sum())
+    return UsualRow(mean, norms / count, distances / count, weight[:, 0].clone())
