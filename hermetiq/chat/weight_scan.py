@@ -33,7 +33,7 @@ class UsualRow:
     norm: float
     """Mean norm of a row."""
     spread: float
-    """Mean distance of a row from the mean row: one row that is broken hardly moves it, as it would a mean of squares."""
+    """Mean distance of a row from the mean row; a mean of squares would follow one broken row."""
     first_column: Tensor  # (rows,)
 
 
