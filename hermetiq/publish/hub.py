@@ -7,6 +7,7 @@ addresses with signatures or headers.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ _CONFLICT: Final = frozenset({409, 412})
 _LONGEST: Final = 200
 """Characters of the server's own words that an error repeats."""
 _BATCH: Final = 256
+_SPENT: Final = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})", re.ASCII)
+"""`ratelimit: "api";r=0;t=55`: no request is left for 55 seconds (draft-ietf-httpapi-ratelimit-headers)."""
 
 _MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
     401: ("the Hub does not accept the token", "run `hf auth login` with a token that may write"),
@@ -245,9 +248,11 @@ def _wait(error: BaseException, tried: int) -> float | None:
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` says, in seconds or as a date behind the server's own."""
+    """What the server asks for: the end of its window, or `Retry-After` in seconds or as a date behind its own."""
+    if window := _SPENT.search(headers.get("ratelimit", "")):
+        return float(window[1])
     value = headers.get("retry-after", "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(headers["date"])).total_seconds())

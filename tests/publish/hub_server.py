@@ -22,8 +22,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml  # type: ignore[import-untyped]
 
 TOKEN = "hf_" + "TestTokenThatMustNeverBeSeen" + "0123456789"
-PART = 1000
-"""Bytes of a part: larger objects go in several."""
 PAGE = 5
 """Entries of one page of a tree."""
 SMALL = 10_000_000
@@ -92,6 +90,8 @@ class HubServer:
         """Of models by other people."""
         self.role, self.user, self.orgs = "write", "ada", ["lovelace"]
         self.quota: int | None = None
+        self.part = 1000
+        """Bytes of a part: larger objects go in several."""
         self.read_only: set[str] = set()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        for name, text in (headers or {}).items():
+        self.send_response_only(status)
+        for name, text in {"Date": self.date_time_string(), **(headers or {})}.items():
             self.send_header(name, text)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -346,12 +346,12 @@ class Handler(BaseHTTPRequestHandler):
     def _actions(self, name: str, oid: str, size: int) -> dict[str, Any]:
         base = f"{self.hub.endpoint}/lfs"
         verify = {"href": f"{base}/verify/{name}", "header": {}}
-        if size <= PART:
+        if size <= self.hub.part:
             return {"upload": {"href": f"{base}/basic/{name}/{oid}?signature=s", "header": {}}, "verify": verify}
         upload = f"{name}/{oid}"
-        count = -(-size // PART)
+        count = -(-size // self.hub.part)
         parts = {str(n + 1): f"{base}/part/{upload}/{n}?signature=s" for n in range(count)}
-        header = {"chunk_size": str(PART), **parts}
+        header = {"chunk_size": str(self.hub.part), **parts}
         return {"upload": {"href": f"{base}/complete/{upload}", "header": header}, "verify": verify}
 
     def _storage(self, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
