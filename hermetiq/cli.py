@@ -430,10 +430,13 @@ def verify(
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
     runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(RUNTIMES)}.")] = None,
     init_tags: InitTagsFrom = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the checks here, as JUnit XML.", metavar="FILE")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the artifacts are still the same chat model."""
     with loading():
+        from hermetiq import ci
+        from hermetiq.formats.output import write_files
         from hermetiq.repair import InitTags
         from hermetiq.verify import open_source
         from hermetiq.verify import verify as run
@@ -442,6 +445,10 @@ def verify(
     with progress("verifying") as tick:
         opened = open_source(folder, source, adapter=adapter, init_tags=started)
         reports = run(folder, opened, max_kl=max_kl, runtime=runtime, tick=tick)
+    if junit:
+        write_files({junit: ci.junit(reports)})
+    for line in ci.workflow_commands(reports, os.environ):
+        print(line, file=sys.stderr)
     conclude(reports, as_json=as_json)
 
 
@@ -521,6 +528,15 @@ def show_recipes(found: Sequence[Recipe], save: Path | None) -> None:
         else:
             talk.print(f"[bold]{recipe.runtime}[/] {one_line(recipe.name)}", soft_wrap=True)
             print(recipe.text)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export.")]) -> None:
+    """Write OUT/report.html: quality against size, turn ends, bits and errors by layer, on one page."""
+    with loading():
+        from hermetiq.report import report as run
+
+    print(run(folder))
 
 
 @app.command()

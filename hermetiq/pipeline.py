@@ -37,6 +37,7 @@ from hermetiq.progress import Ticker, part, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.repair import InitTags, mend
 from hermetiq.rules import named
+from hermetiq.stages import Stopwatch
 from hermetiq.tracks import Tracks
 
 LONGEST_NAME = 200
@@ -162,12 +163,15 @@ def export(
         return done
     earlier = make_room(folder, job, overwrite=overwrite, resume=resume)
     # Nothing slow may stand between the files and the manifest that makes them an export.
-    source = _source(job)
+    source, watch = _source(job), Stopwatch()
     walked = 0.8 if job.rows else 0.0
     with no_empty_folders(folder, folder / "gguf"):
-        journal, known = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
-        made = _write_folders(job, folder, journal, known)
-        made |= _write_gguf(job, folder, journal, threads, part(tick, walked, 1.0))
+        with watch.stage("calibrate and quantize"):
+            journal, known = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
+        with watch.stage("write folders"):
+            made = _write_folders(job, folder, journal, known)
+        with watch.stage("quantize and write GGUF files"):
+            made |= _write_gguf(job, folder, journal, threads, part(tick, walked, 1.0))
         measured = known.measurement.write(folder) if known.measurement else None
     if journal:
         source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
@@ -178,6 +182,7 @@ def export(
     manifest.write(folder)
     if journal:
         journal.remove()
+    watch.keep(folder, "export")
     return manifest
 
 
@@ -331,6 +336,7 @@ def _folder_artifact(
         bpw=planned.bits_per_weight,
         nominal_bpw=planned.nominal_bits_per_weight,
         solving=harvest.solving(journal, path),
+        errors=harvest.errors(journal, path),
     )
 
 

@@ -322,7 +322,7 @@ _TABLE = (
         "turn-end",
         "error",
         ("U01",),
-        "The template prints no token behind an answer, or another one than the prompt format that it writes ends with.",
+        "The template prints no token behind an answer, or another one than its prompt format ends with.",
         "A chat then shows the model answers that do not end as those of its training did, and it learns to go on.",
         "Print EOS behind the assistant's text in the template ({{ eos_token }}), as the training did.",
     ),

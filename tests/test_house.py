@@ -35,8 +35,8 @@ ORDER = (
     {"hermetiq.harvest"},
     {"hermetiq.verify"},
     {"hermetiq.forward", "hermetiq.pipeline"},
-    {"hermetiq.demo", "hermetiq.doctor", "hermetiq.publish", "hermetiq.report"},
-    {"hermetiq.cli"},
+    {"hermetiq.demo", "hermetiq.doctor", "hermetiq.publish", "hermetiq.report", "hermetiq.ci"},
+    {"hermetiq.cli", "hermetiq.pytest_plugin"},
     {"hermetiq.__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}

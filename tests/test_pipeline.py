@@ -218,7 +218,11 @@ def test_kill_minus_nine_leaves_no_final_name(slow_to_write: Path, tmp_path: Pat
         assert all(name.endswith(".partial") for name in left)
     # The next export clears the remains and succeeds in the same folder.
     manifest = export(prepare(slow_to_write, SPECS[:1]), out)
-    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [STAGES, "hermetiq.json", "model-Q8_0.gguf"]
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        STAGES,
+        "hermetiq.json",
+        "model-Q8_0.gguf",
+    ]
     assert sha256_of(out / manifest.artifacts[0].file) == manifest.artifacts[0].sha256
 
 

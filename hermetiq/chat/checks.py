@@ -160,8 +160,8 @@ def template_tokens(subject: Subject) -> Iterator[Finding]:
     seen, tokenizer = subject.probe, subject.checkpoint.tokenizer
     if seen is None or subject.contract is None:
         return
-    printed, spelled = printed_tags(seen.renderings), printed_tags([seen.template])
-    missing = [tag for tag in dict.fromkeys(printed + spelled) if tokenizer.id_of(tag) is None]
+    printed, spelled = printed_tags(seen.renderings), list(printed_tags([seen.template]))
+    missing = [tag for tag in dict.fromkeys([*printed, *spelled]) if tokenizer.id_of(tag) is None]
     if missing:
         form = FORMATS.get(subject.contract.prompt_format)
         if form and form.terminator is None:

@@ -35,7 +35,8 @@ class ChatContract:
     """Derived once from the source; every artifact and runtime is read back into the same type."""
 
     template: str
-    """The chat template as text (the one that transformers uses); empty for a base model."""
+    """The chat template as text (the one that transformers uses); empty for a base model. An artifact's EOS is the
+    terminator, so one that prints another EOS begins with the text of that."""
     terminator: str
     terminator_id: int
     stop_ids: tuple[int, ...]
@@ -97,7 +98,7 @@ def contract_of(checkpoint: Checkpoint, seen: Probe) -> ChatContract:
         terminator,
         stated=(*eos_sources(checkpoint), _template_source(seen, terminator)),
         prints_bos=tokenizer.bos_token is not None and seen.chat.startswith(tokenizer.bos_token),
-        template=seen.template,
+        template=_with_own_eos(seen.template, tokenizer.eos_token or "", terminator.text),
         tags=_tags(seen, tokenizer, terminator),
         prompt_format=form.name if form else OTHER,
         stop_strings=_stop_strings(form, tokenizer) if form else (),
@@ -247,6 +248,15 @@ def _terminator(seen: Probe, tokenizer: Tokenizer) -> Tag:
             expected="a token that ends the turn",
         )
     )
+
+
+def _with_own_eos(template: str, eos: str, terminator: str) -> str:
+    """The template, printing the same where EOS is the terminator; Phi's prints `<|endoftext|>` behind a chat."""
+    if "eos_token" not in template or eos == terminator:
+        return template
+    literal = eos.replace("\\", "\\\\").replace("'", "\\'")
+    # Engines take away the first line end behind a block tag.
+    return f"{{% set eos_token = '{literal}' %}}" + ("\n" if template.startswith("\n") else "") + template
 
 
 def _template_source(seen: Probe, terminator: Tag) -> EosSource:

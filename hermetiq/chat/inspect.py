@@ -57,7 +57,6 @@ def inspect(
         HermetiqError: no such path or parent, an unsupported family, an unknown rule in `select` or `ignore`, or a
             `base_model` that has a template.
     """
-    # What opening finds, it finds without reading a tensor, also by a rule that otherwise reads some.
     rules = chosen_rules(select=select, ignore=ignore)
     try:
         checkpoint = open_checkpoint(path, adapter=adapter)
@@ -86,22 +85,23 @@ def lint(
 ) -> Inspection:
     """`inspect` for a checkpoint that is open already."""
     subject = examine(checkpoint, parents, base_model=base_model)
-    rules = chosen_rules(weights=weights, select=select, ignore=ignore)
-    return Inspection(path or str(checkpoint.path), subject.contract, tuple(_findings(subject, rules)))
+    rules = chosen_rules(select=select, ignore=ignore)
+    return Inspection(path or str(checkpoint.path), subject.contract, tuple(_findings(subject, rules, weights=weights)))
 
 
-def chosen_rules(*, weights: bool = True, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> frozenset[str]:
+def chosen_rules(*, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> frozenset[str]:
     """The names of the rules to run.
 
     Raises:
         HermetiqError: a name that is no rule's, with the nearest ones.
     """
     chosen = {named(name).name for name in select} or set(RULES)
-    return frozenset(chosen - {named(name).name for name in ignore} - (frozenset() if weights else READS_WEIGHTS))
+    return frozenset(chosen - {named(name).name for name in ignore})
 
 
-def _findings(subject: Subject, rules: frozenset[str]) -> Iterator[Finding]:
+def _findings(subject: Subject, rules: frozenset[str], *, weights: bool) -> Iterator[Finding]:
     for rule, check in CHECKS.items():
         if rule in rules:
             yield from (item for item in subject.noticed if item.rule == rule)
-            yield from check(subject)
+            if weights or rule not in READS_WEIGHTS:
+                yield from check(subject)
