@@ -185,6 +185,13 @@ def _checks(release: Release, repo: Repo) -> str:
     found = [f"- {code(each.rule)} ({each.severity}) {plain(str(each))}" for each in release.manifest.source.findings]
     if found:
         lines += ["Findings in the source:", "\n".join(found)]
+    mended = [
+        f"- {': '.join(code(part) for part in (each.file, each.field) if part)} from {code(each.old)} to "
+        f"{code(each.new)}. {plain(each.why)}"
+        for each in release.manifest.repairs or ()
+    ]
+    if mended:
+        lines += ["Repaired in what was quantized, not in the source:", "\n".join(mended)]
     return "\n\n".join(lines)
 
 

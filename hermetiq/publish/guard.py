@@ -16,6 +16,7 @@ from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.manifest import Artifact, Manifest, sha256_of
 from hermetiq.progress import Ticker, silent
 
+from .plan import LICENCE_FILE
 from .secrets import first_secret, secrets_in
 
 _ALLOWED: Final = re.compile(
@@ -24,7 +25,7 @@ _ALLOWED: Final = re.compile(
     r"|(?:config|generation_config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|vocab|quantize_config"
     r"|measurement|hermetiq|hermetiq-files)\.json"
     r"|tokenizer\.model|merges\.txt|chat_template\.jinja|README\.md"
-    r"|(?:licen[cs]e|notice|copying|use_policy)(?:[-_]\w+)?(?:\.(?:txt|md|rst))?",
+    rf"|{LICENCE_FILE.pattern}",
     re.ASCII | re.IGNORECASE,
 )
 """Names of files that a release holds; whatever else a folder gathered stays at home."""

@@ -27,6 +27,10 @@ LIMIT: Final = 48_000_000_000
 """Bytes of a file: the Hub refuses one above 50 GB (U58)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}", re.ASCII)
+LICENCE_FILE: Final = re.compile(
+    r"(?:licen[cs]e|notice|copying|use_policy)(?:[-_]\w+)?(?:\.(?:txt|md|rst))?", re.ASCII | re.IGNORECASE
+)
+"""Names of the files that say under which terms a model comes."""
 _FORMATS: Final = ("gguf", "gptq", "awq", "exl2")
 """In the order in which a release lists them."""
 
@@ -164,11 +168,21 @@ class _Contents:
             else:
                 yield PlannedFile(repo_path(artifact, name), self.sizes[name], digest, name)
 
+    def _terms(self) -> Iterator[PlannedFile]:
+        """The licence and what belongs to it, of the first artifact that has them: a GGUF has no place for them."""
+        for artifact in self.manifest.artifacts:
+            found = [file for file in self.of(artifact) if LICENCE_FILE.fullmatch(file.path)]
+            if found:
+                yield from found
+                return
+
     def branch(self, name: str, artifacts: tuple[Artifact, ...], *, measured: bool = False) -> Branch:
         files = [file for artifact in artifacts for file in self.of(artifact)]
         if measured and (stored := self.manifest.measurement):
             files.append(PlannedFile(stored.path, self.sizes[stored.path], stored.sha256, stored.path))
         if name == MAIN:
+            known = {file.path for file in files}
+            files += [file for file in self._terms() if file.path not in known]
             files += [PlannedFile(CARD, 0), PlannedFile(MANIFEST, 0)]
         files.append(PlannedFile(CONTENTS, 0))
         return Branch(name, tuple(files), tuple(artifact.file for artifact in artifacts))

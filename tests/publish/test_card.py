@@ -19,6 +19,7 @@ from hermetiq.manifest import Calibration, Manifest
 from hermetiq.publish import own_text, prepare
 from hermetiq.publish.card import card
 from hermetiq.publish.markdown import block, code, plain, without_paths
+from hermetiq.repair import Change
 from tests.fixtures.hermes import CHATS
 from tests.publish.release import SPECS, provenance, small_export
 
@@ -113,7 +114,8 @@ def test_calibration_provenance_and_reasons_stand_on_the_card(tmp_path: Path) ->
         made_of=provenance(merge_recipe="models:\n- model: /home/ada/m1\n```\nslices", adapter="LimaRP"),
     )  # fmt: skip
     used = Calibration("built-in", 7, "c" * 64, 128, 120, 8, 61440, 0.25, serves=("awq-4bit-g64",))
-    replace(made, calibration=used, verification={}).write(tmp_path)
+    change = Change("eos-mismatch", "config.json", "eos_token_id", "2", "32000", "It closes no turn.")
+    replace(made, calibration=used, verification={}, repairs=(change,)).write(tmp_path)
     text = cards(tmp_path, force="for a | bug <b>report</b>", licence_of=lambda name: None)["AWQ"]
     assert "120 rows, 61440 tokens of the corpus `built-in`" in text
     assert "Reason given: for a \\| bug &lt;b&gt;report&lt;/b&gt;." in text
@@ -121,6 +123,7 @@ def test_calibration_provenance_and_reasons_stand_on_the_card(tmp_path: Path) ->
     assert "quantized by hermetiq" in text
     assert "adapter merged at load: `LimaRP`" in text
     assert "````yaml\nmodels:\n- model: m1\n```\nslices\n````" in text
+    assert "- `config.json`: `eos_token_id` from `2` to `32000`. It closes no turn." in text
     assert "/home" not in text
 
 

@@ -68,6 +68,20 @@ def test_a_release_ends_with_its_addresses(tmp_path: Path, here: HubServer, caps
     }
 
 
+def test_the_commands_of_the_documentation_run(
+    tmp_path: Path, here: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "publish.md").read_text(encoding="utf-8")
+    commands = [line.split() for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in text.splitlines()]
+    small_export(tmp_path / "OUT")
+    monkeypatch.chdir(tmp_path)
+    for program, command, *arguments in commands:
+        assert (program, command) == ("hermetiq", "publish")
+        assert called(*arguments) == 0, capsys.readouterr()
+    assert len(commands) == 3
+    assert set(here.repos) == {"ada/Hermes-All", *(f"ada/Hermes-{name}" for name in ("GGUF", "GPTQ", "AWQ", "EXL2"))}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -133,7 +133,8 @@ def check(server: HubServer, folder: Path, seed: int) -> None:
     assert held["main"]["Hermes-Q8_0.gguf"] == (folder / "gguf" / "Hermes-Q8_0.gguf").read_bytes(), seed
     weights = (folder / "gptq-4bit-g64" / "model.safetensors").read_bytes()
     assert held["gptq-4bit-g64"]["model.safetensors"] == weights, seed
-    assert set(held["main"]) == {"Hermes-Q8_0.gguf", "README.md", "hermetiq.json", "hermetiq-files.json"}, seed
+    own = {"README.md", "hermetiq.json", "hermetiq-files.json"}
+    assert set(held["main"]) == {"Hermes-Q8_0.gguf", "LICENSE", *own}, seed
     announced: dict[str, bytes] = {}
     for _, branch, tree in server.history:
         assert complete(tree), (seed, branch, sorted(tree))

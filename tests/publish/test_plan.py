@@ -29,17 +29,17 @@ FOLDER = {"model.safetensors", "config.json", "LICENSE"}
 
 def test_every_format_has_its_repo_and_every_bitrate_its_branch(tmp_path: Path) -> None:
     assert shape(planned(tmp_path)) == {
-        "ada/Hermes-GGUF": {"main": {"Hermes-Q8_0.gguf", "Hermes-Q4_K_M.gguf"}},
+        "ada/Hermes-GGUF": {"main": {"Hermes-Q8_0.gguf", "Hermes-Q4_K_M.gguf", "LICENSE"}},
         "ada/Hermes-GPTQ": {"main": FOLDER, "gptq-8bit-g128": FOLDER},
         "ada/Hermes-AWQ": {"main": FOLDER},
-        "ada/Hermes-EXL2": {"main": {"measurement.json"}, "4.65bpw": FOLDER, "3.0bpw": FOLDER},
+        "ada/Hermes-EXL2": {"main": {"measurement.json", "LICENSE"}, "4.65bpw": FOLDER, "3.0bpw": FOLDER},
     }
 
 
 def test_one_repo_holds_gguf_on_main_and_folders_on_branches(tmp_path: Path) -> None:
     found = shape(planned(tmp_path, layout=Layout.single))
     assert list(found) == ["ada/Hermes"]
-    assert found["ada/Hermes"]["main"] == {"Hermes-Q8_0.gguf", "Hermes-Q4_K_M.gguf", "measurement.json"}
+    assert found["ada/Hermes"]["main"] == {"Hermes-Q8_0.gguf", "Hermes-Q4_K_M.gguf", "measurement.json", "LICENSE"}
     assert set(found["ada/Hermes"]) == {"main"} | {spec.replace(":", "-") for spec in SPECS if "gguf" not in spec}
 
 
