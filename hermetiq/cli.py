@@ -57,6 +57,12 @@ Adapter = Annotated[str | None, typer.Option(help="LoRA folder (peft layout), me
 InitTagsFrom = Annotated[
     str | None, typer.Option(help="Rows for untrained tags: copy:TOKEN, mean or parent:PATH.", metavar="FROM")
 ]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        help="The model's chat template, where it has none: a text file, or a parent's folder.", metavar="PATH"
+    ),
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings of this rule.", metavar="RULE")]
 BaseModel = Annotated[
     bool, typer.Option("--base-model", help="The model has no chat template, and that is right: EOS ends its texts.")
@@ -201,6 +207,9 @@ def inspect(
         list[str] | None, typer.Option(help="Folder of a model it was merged of, or trained from.")
     ] = None,
     weights: Annotated[bool, typer.Option(help="Scan the tensors for NaN and untrained rows.")] = True,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="The weights are not here: look at the other files alone.")
+    ] = False,
     forward: Annotated[
         bool,
         typer.Option("--forward", help="Run the model over held-out chats too: does it stop, does float16 hold it?"),
@@ -215,11 +224,13 @@ def inspect(
         if forward:
             from hermetiq import forward as gate
 
+    if files_only and (adapter or forward):
+        raise HermetiqError("a merge and a forward pass need the weights", where="--files-only", remedy="leave it out")
     chosen, left_out, seen = tuple(select or ()), tuple(ignore or ()), None
     with progress("reading") as tick:
         result = run(
-            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, select=chosen, ignore=left_out,
-            base_model=base_model,
+            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, files_only=files_only, select=chosen,
+            ignore=left_out, base_model=base_model,
         )  # fmt: skip
         if forward and result.contract and result.contract.is_chat:
             seen = gate.forward(path, result.contract, adapter=adapter, tick=tick)
@@ -240,6 +251,26 @@ def inspect(
         counts = {kind: sum(item.severity == kind for item in result.findings) for kind in STYLES}
         out.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     if any(item.severity == "error" for item in result.findings):
+        raise typer.Exit(1)
+
+
+@app.command("pre-commit")
+def pre_commit(files: Annotated[list[Path], typer.Argument(help="Files that a commit touches.")]) -> None:
+    """Inspect the folders of tokenizer and configuration files, without weights."""
+    with loading():
+        from hermetiq.chat.inspect import inspect as run
+
+    broken = False
+    for folder in sorted({file.parent for file in files}):
+        if not (folder / "config.json").exists():
+            out.print(f"{one_line(str(folder))}: no config.json, so no model that could be inspected")
+            continue
+        found = run(str(folder), files_only=True).findings
+        if any(item.severity == "error" for item in found):
+            out.print(f"{one_line(str(folder))}:")
+            show_findings(out, found)
+            broken = True
+    if broken:
         raise typer.Exit(1)
 
 
@@ -277,17 +308,21 @@ def repair(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; the source is only read.")],
     adapter: Adapter = None,
     init_tags: InitTagsFrom = None,
+    chat_template: ChatTemplate = None,
     base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a copy whose files agree with the chat contract, and tell every change."""
     with loading():
-        from hermetiq.repair import InitTags
+        from hermetiq.repair import InitTags, template_at
         from hermetiq.repair import repair as run
 
     with progress("repairing") as tick:
         started = None if init_tags is None else InitTags.parse(init_tags)
-        result = run(path, folder, adapter=adapter, init_tags=started, base_model=base_model, tick=tick)
+        template = None if chat_template is None else template_at(chat_template)
+        result = run(
+            path, folder, adapter=adapter, init_tags=started, chat_template=template, base_model=base_model, tick=tick
+        )
     if as_json:
         print_json(result.to_json())
     else:
@@ -356,6 +391,7 @@ def export(
         bool, typer.Option("--repair", help="Repair the model first, in memory; the source is only read.")
     ] = False,
     init_tags: InitTagsFrom = None,
+    chat_template: ChatTemplate = None,
     base_model: BaseModel = False,
     as_json: AsJson = False,
 ) -> None:
@@ -364,7 +400,7 @@ def export(
         from hermetiq import pipeline
         from hermetiq.machine import accelerator
         from hermetiq.quantize.spec import parse
-        from hermetiq.repair import InitTags
+        from hermetiq.repair import InitTags, template_at
 
     specs = [parse(text) for text in to]
     with progress("opening") as tick:
@@ -373,6 +409,7 @@ def export(
             row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix, measurement=measurement,
             base_model=base_model, repair=repair,
             init_tags=None if init_tags is None else InitTags.parse(init_tags),
+            chat_template=None if chat_template is None else template_at(chat_template),
         )  # fmt: skip
         manifest = None if dry_run else pipeline.export(
             job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),

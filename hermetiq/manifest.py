@@ -132,6 +132,8 @@ class Manifest:
     """What was repaired in the source on the way, which is not written to; None where no repair was asked for."""
     init_tags: str | None = None
     """Where those repairs took rows for untrained tags from: `mean`, `copy:TOKEN` or `parent`."""
+    chat_template: str | None = None
+    """Text of the template that those repairs put in; None where the source's own served."""
     hermetiq: str = __version__
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions())
     version: int = VERSION

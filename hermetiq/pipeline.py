@@ -61,6 +61,7 @@ def prepare(
     base_model: bool = False,
     repair: bool = False,
     init_tags: InitTags | None = None,
+    chat_template: str | None = None,
 ) -> Job:
     """Open a checkpoint, hold it against the rules, plan every artifact and draw the calibration rows.
 
@@ -81,15 +82,22 @@ def prepare(
         base_model: the model has no chat template, and that is right.
         repair: repair the checkpoint in memory first, as `hermetiq repair` would; the one on disk stays as it is.
         init_tags: where a repair takes rows for untrained tags from.
+        chat_template: text of the template that a repair puts in; the model's own where None.
 
     Raises:
         Refusal: the checkpoint breaks a rule, or a layer does not fit a recipe.
         HermetiqError: unusable path, family, name, corpus or measurement, or a `base_model` that has a template.
     """
     specs = tuple(dict.fromkeys(specs))
-    mended = mend(str(path), adapter=adapter, init_tags=init_tags, base_model=base_model) if repair else None
-    if init_tags and not mended:
+    if init_tags and not repair:
         raise HermetiqError("rows are given to tags by a repair alone", where="--init-tags", remedy="add --repair")
+    if chat_template is not None and not repair:
+        raise HermetiqError("a template is put in by a repair alone", where="--chat-template", remedy="add --repair")
+    mended = None
+    if repair:
+        mended = mend(
+            str(path), adapter=adapter, init_tags=init_tags, chat_template=chat_template, base_model=base_model
+        )
     source = mended.checkpoint if mended else open_checkpoint(path, adapter=adapter)
     # Values are looked at while the tensors are read for the work: scanning them here would read everything twice.
     inspection = lint(source, ignore=("weight-nan", "f16-overflow"), base_model=base_model)
@@ -134,6 +142,7 @@ def prepare(
         sequential=sequential,
         repairs=mended.changes if mended else None,
         init_tags=init_tags.told if init_tags else None,
+        chat_template=chat_template,
     )
     if known:
         known.require(source=job.fingerprint, shapes=linear.linears(source.model))
@@ -176,7 +185,15 @@ def export(
     if journal:
         source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
     artifacts = tuple(made[path] for path in job.specs)
-    manifest = Manifest(source, artifacts, _calibration(job), measured, repairs=job.repairs, init_tags=job.init_tags)
+    manifest = Manifest(
+        source,
+        artifacts,
+        _calibration(job),
+        measured,
+        repairs=job.repairs,
+        init_tags=job.init_tags,
+        chat_template=job.chat_template,
+    )
     # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
     manifest.write(folder)

@@ -93,6 +93,7 @@ class Job:
     repairs: tuple[Change, ...] | None = None
     """What is other in `source` than in the checkpoint on disk; None where no repair was asked for."""
     init_tags: str | None = None
+    chat_template: str | None = None
     """As in the manifest."""
 
     @cached_property

@@ -24,8 +24,8 @@ TAG = re.compile(
 )
 """Text that is meant to be one control token. `[INST]`, `<think>` and the like are plain text in many good models."""
 _NO_TEMPLATE = (
-    "Put the template of the training run into chat_template.jinja. If it is a base model, which has none, say so with "
-    "--base-model."
+    "Put the template of the training run into chat_template.jinja, or have a repair take it from a file or from the "
+    "parent's folder with --chat-template PATH. If it is a base model, which has none, say so with --base-model."
 )
 
 # No letters that a template could fold, trim or take for markup.

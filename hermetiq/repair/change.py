@@ -48,7 +48,9 @@ _LISTS = _Reason("Versions of transformers take other shapes of these lists.", (
 _NO_ROW = _Reason("A token without a row was taken out.", ("vocab-overflow",))
 _ROPE = _Reason("transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.", ("rope-form",))
 _DTYPE = _Reason("transformers 4 reads torch_dtype, transformers 5 dtype.")
-_TEMPLATE = _Reason(f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.", ("template-conflict",))
+_TEMPLATE = _Reason(
+    f"Some readers know {TEMPLATE} only, others tokenizer_config.json only.", ("template-missing", "template-conflict")
+)
 _AROUND = _Reason(
     "What encoding adds is said in two places, and readers differ in which they believe.",
     ("double-bos", "eos-mismatch"),

@@ -38,7 +38,12 @@ class Mended:
 
 
 def mend(
-    path: str, *, adapter: str | None = None, init_tags: InitTags | None = None, base_model: bool = False
+    path: str,
+    *,
+    adapter: str | None = None,
+    init_tags: InitTags | None = None,
+    chat_template: str | None = None,
+    base_model: bool = False,
 ) -> Mended:
     """Repair the model at `path` in memory; what cannot be repaired stays for the rules to find.
 
@@ -46,6 +51,7 @@ def mend(
         path: folder of safetensors, or Hub id.
         adapter: LoRA folder, merged at load.
         init_tags: where untrained tags get a row from; they keep theirs where None.
+        chat_template: text of the template, in the place of any that the model has; its own where None.
         base_model: there is no template, and that is right.
 
     Raises:
@@ -54,14 +60,18 @@ def mend(
             its head.
     """
     source = _opened(path, adapter)
-    subject = examine(source, base_model=base_model)
+    spoken = _spoken(source, chat_template)
+    subject = examine(spoken, base_model=base_model)
     contract = subject.contract
     if contract is None:
         raise Refusal(*(item for item in subject.noticed if item.severity == "error"))
+    if chat_template is not None:
+        # What the source breaks without it is put down to the source.
+        subject = replace(subject, noticed=examine(source, base_model=base_model).noticed)
     reading = _head(source, contract)
     tied = source.model.tied and not any(tie_conflict(subject))
     dropped = unneeded(source, contract)
-    whole = _without(source, tied, dropped)
+    whole = _without(source, tied, dropped, chat_template)
     if dropped:
         # A padding token may be among them, and the contract names it.
         subject = replace(examine(whole, base_model=base_model), noticed=subject.noticed)
@@ -91,6 +101,11 @@ def _opened(path: str, adapter: str | None) -> Checkpoint:
     return source
 
 
+def _spoken(source: Checkpoint, template: str | None) -> Checkpoint:
+    """The source as it is with the template that is given."""
+    return source if template is None else MendedCheckpoint(source, {}, tied=source.model.tied, template=template)
+
+
 def _head(source: Checkpoint, contract: ChatContract) -> Reading | None:
     """How the weights read without a head of their own, where opening found none that should be there.
 
@@ -114,10 +129,10 @@ def _head(source: Checkpoint, contract: ChatContract) -> Reading | None:
     return reading
 
 
-def _without(source: Checkpoint, tied: bool, dropped: Mapping[int, str]) -> MendedCheckpoint:
-    """The source with its tie flag set right, and without the tokens that nobody needs."""
+def _without(source: Checkpoint, tied: bool, dropped: Mapping[int, str], template: str | None) -> MendedCheckpoint:
+    """The source with its tie flag set right, the template that is given, and no tokens that nobody needs."""
     files = files_without(source, frozenset(dropped.values())) if dropped else None
-    return MendedCheckpoint(source, {}, tied=tied, files=files)
+    return MendedCheckpoint(source, {}, tied=tied, files=files, template=template)
 
 
 def _values(rows: NewRows) -> dict[str, dict[int, Any]]:

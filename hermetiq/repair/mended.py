@@ -24,16 +24,25 @@ Rows = Mapping[str, Mapping[int, Tensor]]
 
 
 class MendedCheckpoint(Checkpoint):
-    """`source` with `rows` in place of its own, `tied` as its flag, and `files` as its small files.
+    """`source` with `rows` in place of its own, `tied` as its flag, `files` as its small files, and `template`.
 
     Args:
         files: every small file, `config.json` and `tokenizer.json` among them; the source's own where None.
+        template: the chat template, whatever the files hold; theirs where None.
 
     Raises:
         Refusal: the files make no tokenizer.
     """
 
-    def __init__(self, source: Checkpoint, rows: Rows, *, tied: bool, files: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        source: Checkpoint,
+        rows: Rows,
+        *,
+        tied: bool,
+        files: Mapping[str, bytes] | None = None,
+        template: str | None = None,
+    ) -> None:
         self.source, self.rows = source, rows
         self.tensors = {
             name: replace(info, shape=(max((info.shape[0] - 1, *rows.get(name, ()))) + 1, *info.shape[1:]))
@@ -52,10 +61,13 @@ class MendedCheckpoint(Checkpoint):
             stated = source.config
         else:
             self.documents = {name: json.loads(files[name]) for name in DOCUMENTS if name in files}
-            template = files.get(TEMPLATE)
-            self.templates, _ = templates_of(None if template is None else template.decode(), self.documents)
+            stored = files.get(TEMPLATE)
+            self.templates, _ = templates_of(None if stored is None else stored.decode(), self.documents)
             self.tokenizer = tokenizer.from_file(files["tokenizer.json"], self.documents)
             stated = self.documents["config.json"]
+        self._given = {} if template is None else {TEMPLATE: template.encode()}
+        if template is not None:
+            self.templates = {TEMPLATE: template}
         self.config = {**stated, "vocab_size": self.model.rows, "tie_word_embeddings": tied}
         # An error that opening found has been mended, or the repair has refused.
         self.findings = tuple(item for item in source.findings if item.severity != "error")
@@ -76,7 +88,7 @@ class MendedCheckpoint(Checkpoint):
     def fingerprint(self) -> str:
         """Of the source and of all that is mended."""
         digest = hashlib.sha256(f"{self.source.fingerprint()} {self.model.tied}".encode())
-        for file, content in sorted((self.files or {}).items()):
+        for file, content in sorted({**(self.files or {}), **self._given}.items()):
             digest.update(f" {file} {len(content)} ".encode() + content)
         for name, rows in sorted(self.rows.items()):
             for index, row in sorted(rows.items()):

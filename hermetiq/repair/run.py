@@ -81,6 +81,7 @@ def repair(
     *,
     adapter: str | None = None,
     init_tags: InitTags | None = None,
+    chat_template: str | None = None,
     base_model: bool = False,
     tick: Ticker = silent,
 ) -> Repair:
@@ -94,6 +95,7 @@ def repair(
         folder: absent or empty; all of it appears at once.
         adapter: LoRA folder, merged into the weights of the copy.
         init_tags: where untrained tags get a row from; they keep theirs where None.
+        chat_template: text of the template, in the place of any that the model has; its own where None.
         base_model: there is no template, and that is right.
 
     Raises:
@@ -101,7 +103,7 @@ def repair(
         Refusal: no chat model can be made of the source: it does not open, is quantized, has no contract, or lost
             its head.
     """
-    mended = mend(path, adapter=adapter, init_tags=init_tags, base_model=base_model)
+    mended = mend(path, adapter=adapter, init_tags=init_tags, chat_template=chat_template, base_model=base_model)
     checkpoint = mended.checkpoint
     _require_room(folder, checkpoint)
     folder = folder.resolve()

@@ -39,4 +39,6 @@ def open_source(
         return open_checkpoint(path, adapter=adapter)
     init = init_tags or (InitTags.parse(stated) if stated else None)
     base_model = not manifest.source.contract.is_chat
-    return mend(path, adapter=adapter, init_tags=init, base_model=base_model).checkpoint
+    return mend(
+        path, adapter=adapter, init_tags=init, chat_template=manifest.chat_template, base_model=base_model
+    ).checkpoint
