@@ -38,6 +38,7 @@ def inspect(
     adapter: str | None = None,
     parents: Sequence[str] = (),
     weights: bool = True,
+    files_only: bool = False,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     base_model: bool = False,
@@ -49,6 +50,8 @@ def inspect(
         adapter: LoRA folder, merged at load.
         parents: folders of the models that it was merged of, to hold it against.
         weights: also run the rules that read tensors.
+        files_only: the weights are not there, as in a clone without Git LFS; the other files are held
+            against each other.
         select: only these rules; all where empty.
         ignore: not these rules.
         base_model: there is no template, and that is right.
@@ -59,14 +62,14 @@ def inspect(
     """
     rules = chosen_rules(select=select, ignore=ignore)
     try:
-        checkpoint = open_checkpoint(path, adapter=adapter)
+        checkpoint = open_checkpoint(path, adapter=adapter, weights=not files_only)
     except Refusal as refusal:
         return Inspection(str(path), None, tuple(item for item in refusal.findings if item.rule in rules))
     return lint(
         checkpoint,
         path=str(path),
         parents=parents,
-        weights=weights,
+        weights=weights and not files_only,
         select=select,
         ignore=ignore,
         base_model=base_model,

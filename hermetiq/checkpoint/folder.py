@@ -53,8 +53,13 @@ class FolderCheckpoint(Checkpoint):
         Refusal: every other error that `scan` finds.
     """
 
-    def __init__(self, folder: Path) -> None:
-        contents = read_folder(folder)
+    def __init__(self, folder: Path, *, weights: bool = True) -> None:
+        """Open a folder.
+
+        Args:
+            weights: they are there; without, the tensors are those that `config.json` asks for, and none can be read.
+        """
+        contents = read_folder(folder, weights=weights)
         errors = [each for each in contents.findings if each.severity == "error"]
         if contents.model is None or any(each.rule not in _SETTLED for each in errors):
             raise Refusal(*errors)
@@ -162,14 +167,17 @@ class Contents:
     findings: tuple[Finding, ...]
 
 
-def read_folder(folder: Path) -> Contents:
-    """Everything but the weights, with all findings on the way."""
+def read_folder(folder: Path, *, weights: bool = True) -> Contents:
+    """Everything but the weights, with all findings on the way; without `weights`, none about where they are stored."""
     documents, findings = read_documents(folder)
     model, wrong_config = _read_model(folder, documents)
     templates, wrong_templates = read_templates(folder, documents)
     provenance, wrong_card = read_provenance(folder, documents)
     # Of an adapter alone every weight is missing, too, but that is not what has to be repaired.
-    stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else _read_stored(folder, documents)
+    if not weights:
+        stored, wrong_tensors = _imagined(model), ()
+    else:
+        stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else _read_stored(folder, documents)
     # Old exports keep this buffer; it follows from rope_theta.
     tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
     packed = quantized(folder, documents, tensors)
@@ -222,6 +230,12 @@ def _read_stored(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> Re
     section = documents.get("config.json", {}).get("quantization_config")
     indexed = not isinstance(section, Mapping) or section.get("quant_method") not in _UNINDEXED
     return read_tensors(folder) if indexed else read_every_file(folder)
+
+
+def _imagined(model: ModelConfig | None) -> dict[str, TensorInfo]:
+    """The tensors that the configuration asks for, in no file."""
+    expected = model.expected_tensors() if model else {}
+    return {name: TensorInfo(shape, "BF16", "") for name, shape in expected.items()}
 
 
 def _is_adapter(folder: Path) -> bool:

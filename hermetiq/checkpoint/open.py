@@ -19,6 +19,7 @@ def open_checkpoint(
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
+    weights: bool = True,
 ) -> Checkpoint:
     """Open a model without reading its weights.
 
@@ -27,12 +28,15 @@ def open_checkpoint(
             GPTQ, AWQ or EXL2 packed is read as the weights it stands for.
         adapter: a LoRA in peft's layout, as a folder or a Hub id, to merge into it.
         revision: branch, tag or commit of a Hub id.
+        weights: without, only a folder's other files are looked at, and no tensor can be loaded.
 
     Raises:
         HermetiqError: nothing there, an unsupported family or adapter, or the Hub says no.
         Refusal: the source breaks a rule that makes it unusable.
     """
     source = _locate(path, revision)
+    if not weights:
+        return FolderCheckpoint(_folder(source, "of a model"), weights=False)
     base = _open_gguf(source) if source.suffix == ".gguf" and source.is_file() else _open_folder(_model(source))
     if adapter is None:
         return base
