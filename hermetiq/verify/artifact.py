@@ -6,7 +6,7 @@ chats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from hermetiq.errors import HermetiqError
 from hermetiq.formats.legacy import legacy_note
 from hermetiq.manifest import Artifact, Manifest
 from hermetiq.progress import Ticker, part, silent
+from hermetiq.stages import Stopwatch
 from hermetiq.verification import Check
 
 from . import folder_artifact, foreign, gguf_artifact, judge, reference, stored_tensors, terminator
@@ -26,7 +27,7 @@ from .reading import Reading, read_rows
 from .reference import Reference
 from .report import ArtifactReport
 from .tag_rows import TagRows
-from .thresholds import Limits, limits_for
+from .thresholds import Limits, limits_for, require_served
 
 EXAMINE: dict[str, Examine] = {
     "gguf": gguf_artifact.examine,
@@ -41,7 +42,7 @@ def verify(
     folder: Path,
     source: Checkpoint,
     *,
-    max_kl: float | None = None,
+    max_kl: float | Mapping[str, float] | None = None,
     runtime: str | None = None,
     tick: Ticker = silent,
 ) -> tuple[ArtifactReport, ...]:
@@ -50,26 +51,29 @@ def verify(
     Args:
         folder: what `export` wrote.
         source: the checkpoint it was made from, with the same adapter.
-        max_kl: largest mean KL allowed, nats per token, in place of each type's own limit.
+        max_kl: largest mean KL allowed, nats per token, in place of each type's own limit: for all, or by spec
+            (`gguf:Q4_K_M`) or format (`gguf`).
         runtime: a package (of `hermetiq.runtimes.environments.RUNTIMES`) that is asked about every artifact it reads.
 
     Raises:
-        HermetiqError: no manifest, a file is missing, or `source` is not the one the manifest names; there is no such
-            runtime, it cannot be installed here, or it reads none of the artifacts.
+        HermetiqError: no manifest, a file is missing, or `source` is not the one the manifest names; `max_kl` names no
+            artifact; there is no such runtime, it cannot be installed here, or it reads none of the artifacts.
     """
     manifest = Manifest.read(folder)
     _require_source(manifest, source, folder)
     stored = [_stored(manifest, artifact, folder) for artifact in manifest.artifacts]
+    require_served(max_kl, [item.spec for item in stored])
     if runtime is not None:
         foreign.require_reader(runtime, [item.spec for item in stored])
     asked = reference.read(source, base_model=not manifest.source.contract.is_chat)
-    count = len(stored)
-    examined = [
-        _examine(item, asked, source, runtime, part(tick, 0.5 * number / count, 0.5 * (number + 1) / count))
-        for number, item in enumerate(stored)
-    ]
+    count, watch, examined = len(stored), Stopwatch(), []
+    for number, item in enumerate(stored):
+        span = part(tick, 0.5 * number / count, 0.5 * (number + 1) / count)
+        with watch.stage(f"ask {item.artifact.file}"):
+            examined.append(_examine(item, asked, source, runtime, span))
     answers = [answer.ids for item in examined for answer in item.all_answers]
-    whole = _walk(source, (*asked.rows, *answers), "reading the source", part(tick, 0.5, 0.6))
+    with watch.stage("read the source"):
+        whole = _walk(source, (*asked.rows, *answers), "reading the source", part(tick, 0.5, 0.6))
     states = iter(whole.states)
     held_out = _Source(asked, Reading(list(islice(states, len(asked.rows))), whole.logits), source)
     reports = []
@@ -77,13 +81,15 @@ def verify(
         span = part(tick, 0.6 + 0.4 * number / count, 0.6 + 0.4 * (number + 1) / count)
         answered = Reading(list(islice(states, len(item.all_answers))), whole.logits)
         limits = limits_for(item.stored.spec, weights=source.model.weights, max_kl=max_kl)
-        found = item.findings + held_out.findings + _by_walk(item, held_out, limits, span)
-        found += _by_answers(item, asked, answered, limits, held_out.decode)
         artifact = item.stored.artifact
+        with watch.stage(f"compare {artifact.file}"):
+            found = item.findings + held_out.findings + _by_walk(item, held_out, limits, span)
+            found += _by_answers(item, asked, answered, limits, held_out.decode)
         verification = found.verified(item.sha256)
         reports.append(ArtifactReport(artifact, verification))
         manifest = manifest.with_verification(artifact.file, verification)
     manifest.write(folder)
+    watch.keep(folder, "verify")
     return tuple(reports)
 
 

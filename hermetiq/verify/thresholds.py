@@ -11,10 +11,11 @@ models lose less (Llama-3-8B, in llama.cpp's `tools/perplexity/README.md`: Q8_0 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from hermetiq.errors import HermetiqError
 from hermetiq.quantize.spec import Spec
 
 
@@ -105,8 +106,27 @@ RUNTIME_KL = 0.03
 Rounding of activations and of the key-value cache takes 0.007 in a model of 135M weights (the larger, the less)."""
 
 
-def limits_for(spec: Spec, *, weights: int, max_kl: float | None = None) -> Limits:
-    """The limits of a type in a model of so many weights; `max_kl` (nats per token) replaces its KL limit."""
+def limits_for(spec: Spec, *, weights: int, max_kl: float | Mapping[str, float] | None = None) -> Limits:
+    """The limits of a type in a model of so many weights.
+
+    Args:
+        max_kl: nats per token, in place of its KL limit: for all types, or by spec or format, of which the spec counts.
+    """
     limits = LIMITS[spec.format](spec)
     share = min(1.0, max(LARGE_MODEL_SHARE, math.sqrt(SMALL_MODEL / weights)))
-    return replace(limits, kl=limits.kl * share if max_kl is None else max_kl)
+    asked = max_kl.get(str(spec), max_kl.get(spec.format)) if isinstance(max_kl, Mapping) else max_kl
+    return replace(limits, kl=limits.kl * share if asked is None else asked)
+
+
+def require_served(max_kl: float | Mapping[str, float] | None, specs: Sequence[Spec]) -> None:
+    """Refuse a limit that no artifact is held to, as it may be the misspelt one of another.
+
+    Raises:
+        HermetiqError: a key of `max_kl` is neither a spec nor a format of `specs`.
+    """
+    served = dict.fromkeys(name for spec in specs for name in (str(spec), spec.format))
+    for name in max_kl if isinstance(max_kl, Mapping) else ():
+        if name not in served:
+            raise HermetiqError(
+                f"no artifact is {name!r}", where="max_kl", remedy=f"give a limit to one of {', '.join(served)}"
+            )

@@ -12,7 +12,7 @@ import pytest
 from hermetiq.errors import HermetiqError
 from hermetiq.quantize.spec import FORMATS, GGUF_RECIPES, parse
 from hermetiq.verify.strings import MINIMUM, decomposed_strings, parity_strings
-from hermetiq.verify.thresholds import FIVE, FOUR, GGUF, limits_for
+from hermetiq.verify.thresholds import FIVE, FOUR, GGUF, limits_for, require_served
 
 SPECIALS = [f"<|tag{number}|>" for number in range(6)]
 CHATS = ["<|im_start|>user\nHello<|im_end|>\n", "<|im_start|>user\nBye<|im_end|>\n"]
@@ -64,6 +64,16 @@ def test_a_limit_of_ones_own_replaces_that_of_kl_alone() -> None:
     assert astuple(ours)[1:] == astuple(GGUF["Q8_0"])[1:]
     with pytest.raises(HermetiqError):
         parse("gguf:Q9_9")
+
+
+def test_limits_by_name_serve_the_spec_before_its_format_and_leave_the_others() -> None:
+    asked = {"gguf": 0.5, "gguf:Q8_0": 0.01}
+    specs = [parse(text) for text in ("gguf:Q8_0", "gguf:Q4_K_M", "gptq:4bit-g64")]
+    assert [limits_for(spec, weights=1, max_kl=asked).kl for spec in specs] == [0.01, 0.5, FOUR.kl]
+    require_served(asked, specs)
+    for name in ("gguf:q8_0", "awq", "gguf:Q6_K"):
+        with pytest.raises(HermetiqError, match="no artifact is"):
+            require_served({name: 0.5}, specs)
 
 
 def test_sizes_between_two_types_lie_between_their_limits() -> None:
