@@ -29,7 +29,9 @@ from .journal import Journal
 from .markdown import without_paths
 from .plan import CARD, CONTENTS, LIMIT, MAIN, Branch, Layout, Plan, PlannedFile, Repo, plan
 from .split import parts, split
-from .upload import Item, Standings, Target, look, upload
+from .standing import Standings, look
+from .targets import Item, Target
+from .upload import upload
 
 NO_BASE_MODEL = "none"
 """In the place of a Hub id: the model that was quantized is on no Hub."""

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from hermetiq.errors import HermetiqError
 from hermetiq.publish import Hub, Layout, prepare, publish
-from hermetiq.publish.upload import Item
+from hermetiq.publish.targets import Item
 from tests.publish.hub_server import GIT, TOKEN, Fault, HubServer, Stored
 from tests.publish.release import small_export
 
@@ -201,3 +201,24 @@ def test_bytes_that_arrive_wrong_are_not_announced(
     with pytest.raises(HermetiqError, match=r"does not hold what was sent: model\.safetensors"):
         publish(job, hub=hub)
     assert server.read("ada/Hermes-GPTQ", "main") == {}
+
+
+def test_what_somebody_commits_meanwhile_stays(tmp_path: Path, server: HubServer, hub: Hub) -> None:
+    small_export(tmp_path / "old", SPECS[:1])
+    publish(prepare(tmp_path / "old", "ada/Hermes", base_model="ada/Fine"), hub=hub)
+    small_export(tmp_path / "new", SPECS[:1], seed=1)
+    repo = server.repos["ada/Hermes-GGUF"]
+
+    def meddle(method: str, path: str) -> Fault | None:
+        if path.endswith("/commit/main"):
+            server.fault = lambda method, path: None
+            tree = {**(repo.tree("main") or {}), "README.md": Stored(b"theirs", large=False)}
+            repo.move("main", repo.heads["main"], tree)
+        return None
+
+    server.fault = meddle
+    with pytest.raises(HermetiqError, match="ada/Hermes-GGUF@main: somebody else changed it meanwhile"):
+        publish(prepare(tmp_path / "new", "ada/Hermes", base_model="ada/Fine"), hub=hub)
+    held = server.read("ada/Hermes-GGUF", "main")
+    assert held["README.md"] == b"theirs"
+    assert held["Hermes-Q8_0.gguf"] == (tmp_path / "old" / "gguf" / "Hermes-Q8_0.gguf").read_bytes()

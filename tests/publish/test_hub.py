@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, hf_api
 
 from hermetiq.errors import HermetiqError
 from hermetiq.publish import Hub
-from hermetiq.publish.hub import Missing
+from hermetiq.publish.patience import Missing
 from tests.publish.hub_server import TOKEN, Fault, HubServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
