@@ -15,6 +15,7 @@ import pytest
 from hermetiq import cli
 from hermetiq.errors import HermetiqError
 from hermetiq.manifest import REPORT, Artifact, Manifest, combined_sha256
+from hermetiq.repair import Change
 from hermetiq.report import report
 from hermetiq.report.page import render
 from hermetiq.stages import Stage, Stages, Stopwatch
@@ -51,6 +52,7 @@ GGUF = artifact("gguf:Q8_0", 8.5)
 FULL = replace(
     MANIFEST,
     artifacts=(GPTQ, EXL2, GGUF),
+    repairs=(Change("eos-mismatch", "config.json", "eos_token_id", "2", "<|im_end|>", "why"),),
     verification={GPTQ.file: verified(GPTQ, 0.146), EXL2.file: verified(EXL2, 0.081, passed=False)},
 )
 STAGES = Stages({"export": (Stage("calibrate and quantize", 144.8, 3 << 30), Stage("write folders", 0.0, 3 << 30))})
@@ -71,6 +73,7 @@ def test_figures_are_those_of_the_manifest() -> None:
     assert "calibrate and quantize 144.8 3.00 GiB" in text
     assert "pale 0.01, full 0.2 of the output's energy" in text
     assert "pale 4, full 8 bits" in text
+    assert "repaired eos-mismatch config.json: eos_token_id from 2 to <|im_end|>" in text
 
 
 def test_an_artifact_that_changed_since_is_not_verified() -> None:
