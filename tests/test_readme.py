@@ -34,7 +34,7 @@ def test_hermetiq_commands_run_in_order(
             with pytest.raises(SystemExit) as stop:
                 cli.main(arguments)
             assert not stop.value.code, (arguments, capsys.readouterr())
-    assert ran == ["inspect", "repair", "export", "export", "verify", "recipes", "rule", "doctor"]
+    assert ran == ["inspect", "repair", "export", "export", "verify", "report", "recipes", "rule", "doctor"]
 
 
 def test_the_other_commands_are_what_ci_runs() -> None:
