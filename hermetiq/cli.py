@@ -11,11 +11,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hermetiq import __version__
+from hermetiq.api.options import Device, ExportOptions, LayoutName, PublishOptions, VerifyOptions
 from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.progress import Ticker
 from hermetiq.runtimes.environments import RUNTIMES, ensure, environment_of
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from hermetiq.doctor import Line
     from hermetiq.forward import Forward
     from hermetiq.manifest import Manifest
-    from hermetiq.plan import Plan
+    from hermetiq.plan import Job, Plan
     from hermetiq.publish import Job as Release
     from hermetiq.recipes import Recipe
+    from hermetiq.release_recipe import ReleaseRecipe
     from hermetiq.repair import Change, Repair
     from hermetiq.verify import ArtifactReport
 
@@ -67,24 +68,13 @@ Ignore = Annotated[list[str] | None, typer.Option(help="Leave out the findings o
 BaseModel = Annotated[
     bool, typer.Option("--base-model", help="The model has no chat template, and that is right: EOS ends its texts.")
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="File with the whole release (docs/python.md), in place of options.", metavar="FILE"),
+]
 
 SHOWN_ENDS = 3
 """Turn ends of an artifact that are named, the worst; the manifest has all."""
-
-
-class Device(StrEnum):
-    """Where tensors are worked on; `auto` takes a GPU where there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Layout(StrEnum):
-    """How a release is spread over repos: one for each format, or one with branches."""
-
-    per_format = "per-format"
-    single = "single"
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
@@ -190,6 +180,28 @@ def progress(title: str) -> Iterator[Ticker]:
         yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
+T = TypeVar("T")
+
+
+def given(value: T | None, name: str) -> T:
+    """What the command line must say where no recipe does."""
+    if value is None:
+        raise HermetiqError("is missing", where=name, remedy=f"give {name}, or --recipe FILE")
+    return value
+
+
+def read_recipe(file: Path, context: typer.Context, decides: Iterable[str]) -> ReleaseRecipe:
+    """A recipe, where nothing that it `decides` (parameters by name) is decided on the command line too."""
+    from hermetiq.release_recipe import ReleaseRecipe
+
+    sources = {name: context.get_parameter_source(name) for name in decides}
+    twice = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if twice:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+        raise HermetiqError(f"{file} decides this", where=names, remedy=f"leave {names} out, or change the recipe")
+    return ReleaseRecipe.read(file)
+
+
 @app.callback(invoke_without_command=True)
 def entrance(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -219,22 +231,17 @@ def inspect(
 ) -> None:
     """Lint a checkpoint or an artifact against the rules."""
     with loading():
-        from hermetiq.chat.inspect import inspect as run
+        from hermetiq.api.inspect import inspect as run
 
         if forward:
-            from hermetiq import forward as gate
+            from hermetiq import forward as _  # Loaded here, where an interrupt may end the program at once.
 
-    if files_only and (adapter or forward):
-        raise HermetiqError("a merge and a forward pass need the weights", where="--files-only", remedy="leave it out")
-    chosen, left_out, seen = tuple(select or ()), tuple(ignore or ()), None
     with progress("reading") as tick:
         result = run(
-            path, adapter=adapter, parents=tuple(parent or ()), weights=weights, files_only=files_only, select=chosen,
-            ignore=left_out, base_model=base_model,
+            path, adapter=adapter, select=tuple(select or ()), ignore=tuple(ignore or ()), parents=tuple(parent or ()),
+            weights=weights, files_only=files_only, forward=forward, base_model=base_model, progress=tick,
         )  # fmt: skip
-        if forward and result.contract and result.contract.is_chat:
-            seen = gate.forward(path, result.contract, adapter=adapter, tick=tick)
-            result = gate.joined(result, seen, select=chosen, ignore=left_out)
+    seen = result.forward
     if forward and seen is None:
         talk.print("[yellow]--forward[/]: the model was not run, since it has no chat contract")
     if as_json:
@@ -351,15 +358,19 @@ def show_changes(console: Console, changes: Sequence[Change]) -> None:
 
 @app.command()
 def export(
-    path: Annotated[str, typer.Argument(help="Folder, .gguf file or Hub id.")],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    context: typer.Context,
+    path: Annotated[
+        str | None, typer.Argument(help="Folder, .gguf file or Hub id; with --recipe it is left out.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder to make.")] = None,
     to: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="What to make, for instance gptq:4bit-g64, awq:4bit-g64, exl2:4.65bpw, gguf:Q4_K_M; repeatable.",
             metavar="SPEC",
         ),
-    ],
+    ] = None,
+    recipe: RecipeFile = None,
     adapter: Adapter = None,
     ignore: Ignore = None,
     name: Annotated[str | None, typer.Option(help="Base name of the files.")] = None,
@@ -380,7 +391,7 @@ def export(
     measurement: Annotated[
         Path | None, typer.Option(help="measurement.json of an earlier export, for further EXL2 targets.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where calibration and solvers run.")] = Device.auto,
+    device: Annotated[Device, typer.Option(help="Where calibration and solvers run.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the GGUF quantizer; all cores by default.")
     ] = None,
@@ -397,30 +408,43 @@ def export(
 ) -> None:
     """Quantize a checkpoint to everything that is asked for, in one pass of calibration and one read."""
     with loading():
-        from hermetiq import pipeline
-        from hermetiq.machine import accelerator
-        from hermetiq.quantize.spec import parse
-        from hermetiq.repair import InitTags, template_at
+        from hermetiq.api.export import export as run
+        from hermetiq.api.export import prepare_export
 
-    specs = [parse(text) for text in to]
+    if recipe is None:
+        source, place = given(path, "PATH"), given(folder, "OUT")
+        options = ExportOptions(
+            to=given(to, "--to"), adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration,
+            rows=rows, row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix,
+            measurement=measurement, repair=repair, init_tags=init_tags, chat_template=chat_template,
+            base_model=base_model,
+        )  # fmt: skip
+    else:
+        release = read_recipe(recipe, context, ExportOptions.__annotations__)
+        if folder:
+            raise HermetiqError(f"{recipe} names the source", where="PATH", remedy="give OUT alone")
+        source, place, options = release.path, Path(path) if path else release.folder, release.export_options()
     with progress("opening") as tick:
-        job = pipeline.prepare(
-            path, specs, adapter=adapter, ignore=tuple(ignore or ()), name=name, calibration=calibration, rows=rows,
-            row_tokens=row_tokens, seed=seed, sequential=sequential, imatrix=imatrix, measurement=measurement,
-            base_model=base_model, repair=repair,
-            init_tags=None if init_tags is None else InitTags.parse(init_tags),
-            chat_template=None if chat_template is None else template_at(chat_template),
-        )  # fmt: skip
-        manifest = None if dry_run else pipeline.export(
-            job, folder, overwrite=overwrite, resume=resume, threads=threads, device=accelerator(device.value),
-            tick=tick,
-        )  # fmt: skip
-    show_changes(talk, job.repairs or ())
-    show_findings(talk, manifest.source.findings if manifest else job.findings)
+        if dry_run:
+            show_job(prepare_export(source, **options), as_json=as_json)
+            return
+        manifest = run(
+            source, place, overwrite=overwrite, resume=resume, threads=threads, device=device, progress=tick, **options
+        )
+    show_changes(talk, manifest.repairs or ())
+    show_findings(talk, manifest.source.findings)
     if as_json:
-        print_json(manifest.to_json() if manifest else job.plan.to_json())
-    elif manifest:
-        show_files(manifest, folder)
+        print_json(manifest.to_json())
+    else:
+        show_files(manifest, place)
+
+
+def show_job(job: Job, *, as_json: bool) -> None:
+    """What an export would do, and what it says of its source."""
+    show_changes(talk, job.repairs or ())
+    show_findings(talk, job.findings)
+    if as_json:
+        print_json(job.plan.to_json())
     else:
         show_plan(job.plan)
 
@@ -461,8 +485,10 @@ def size(count: int) -> str:
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export.")],
-    source: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder of an export.")] = None,
+    source: Annotated[str | None, typer.Option(help="The checkpoint it was made from.")] = None,
+    recipe: RecipeFile = None,
     adapter: Adapter = None,
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
     runtime: Annotated[str | None, typer.Option(help=f"Ask a package too: {', '.join(RUNTIMES)}.")] = None,
@@ -473,15 +499,17 @@ def verify(
     """Prove that the artifacts are still the same chat model."""
     with loading():
         from hermetiq import ci
+        from hermetiq.api.verify import verify as run
         from hermetiq.formats.output import write_files
-        from hermetiq.repair import InitTags
-        from hermetiq.verify import open_source
-        from hermetiq.verify import verify as run
 
-    started = None if init_tags is None else InitTags.parse(init_tags)
+    if recipe is None:
+        place, checkpoint = given(folder, "OUT"), given(source, "--source")
+        options = VerifyOptions(adapter=adapter, max_kl=max_kl, init_tags=init_tags)
+    else:
+        release = read_recipe(recipe, context, ("source", *VerifyOptions.__annotations__))
+        place, checkpoint, options = folder or release.folder, release.path, release.verify_options()
     with progress("verifying") as tick:
-        opened = open_source(folder, source, adapter=adapter, init_tags=started)
-        reports = run(folder, opened, max_kl=max_kl, runtime=runtime, tick=tick)
+        reports = run(place, checkpoint, runtime=runtime, progress=tick, **options)
     if junit:
         write_files({junit: ci.junit(reports)})
     for line in ci.workflow_commands(reports, os.environ):
@@ -578,9 +606,13 @@ def report(folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export that was verified.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub; -GGUF and the like are added.")],
-    layout: Annotated[Layout, typer.Option(help="A repo for each format, or one for all.")] = Layout.per_format,
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder of an export that was verified.")] = None,
+    repo: Annotated[
+        str | None, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub; -GGUF and the like are added.")
+    ] = None,
+    recipe: RecipeFile = None,
+    layout: Annotated[LayoutName, typer.Option(help="A repo for each format, or one for all.")] = "per-format",
     base_model: Annotated[
         str | None, typer.Option(help="Hub id of the model that was quantized, or none.", metavar="ID")
     ] = None,
@@ -596,14 +628,19 @@ def publish(
 ) -> None:
     """Bring a verified export to the Hugging Face Hub, whole or not at all; run again, it goes on after a cut."""
     with loading():
-        from hermetiq import publish as publishing
+        from hermetiq.api.publish import prepare_release, send
 
+    if recipe is None:
+        place, target = given(folder, "OUT"), given(repo, "REPO")
+        options = PublishOptions(layout=layout, base_model=base_model, license=license, private=private)
+    else:
+        release = read_recipe(recipe, context, PublishOptions.__annotations__)
+        if repo:
+            raise HermetiqError(f"{recipe} names the repo", where="REPO", remedy="give OUT alone")
+        place, target, options = folder or release.folder, release.repo, release.publish_options()
     with progress("checking") as tick:
-        job = publishing.prepare(
-            folder, repo, layout=publishing.Layout(layout.value), license=license, base_model=base_model, force=force,
-            tick=tick,
-        )  # fmt: skip
-        done = None if dry_run else publishing.publish(job, private=private, tick=tick)
+        job = prepare_release(place, target, force=force, progress=tick, **options)
+        done = None if dry_run else send(job, private=options["private"], tick=tick)
     if as_json:
         print_json(done.to_json() if done else job.to_json())
     elif done:
