@@ -80,6 +80,7 @@ def healthy(chatty: Path) -> Checkpoint:
 
 def test_a_merge_of_one_vocabulary_is_healthy(chatty: Path, tmp_path: Path) -> None:
     folder = copy_of(chatty, tmp_path / "merge")
+    edit_row(folder, 5, 0.25)
     recipe(folder, {"models": [{"model": str(chatty)}], "merge_method": "slerp"})
     assert inspect(str(folder), parents=(str(chatty),)).findings == ()
 

@@ -211,6 +211,7 @@ def test_fingerprint_follows_the_content(single: Path, alone: Path) -> None:
 WALK = """
 import sys
 from pathlib import Path
+import torch  # What it takes by itself is not to be measured.
 from hermetiq.checkpoint.shards import load_tensor, read_tensors
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
