@@ -12,26 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_KINDS: Final = {
-    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
-    "an AWS access key": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "a GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})\b",
-    "an API key": rb"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}\b",
-    "a Google API key": rb"\bAIza[A-Za-z0-9_-]{35}\b",
-    "a Slack token": rb"\bxox[abeoprs]-[A-Za-z0-9-]{20,}\b",
-    "a password in a URL": rb"\bhttps?://[^\s/:@\"'<>{}]{1,64}:[^\s/@\"'<>{}]{3,}@",
-    "a line of a .env file": (
-        rb"(?m)^(?:export )?[A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)[A-Z0-9_]*="
-        rb"[\"']?[^\s\"'{}<>$]{8,}"
+_KINDS: Final = (
+    ("a Hugging Face token", rb"hf_[A-Za-z0-9]{30,}"),
+    ("a Hugging Face token", rb"api_org_[A-Za-z0-9]{30,}"),
+    ("an AWS access key", rb"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("an AWS access key", rb"ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("a private key", rb"-----BEGIN (?:[A-Z0-9]{1,16} ){0,4}PRIVATE KEY(?: BLOCK)?-----"),
+    ("a GitHub token", rb"gh[pousr]_[A-Za-z0-9]{36,}"),
+    ("a GitHub token", rb"github_pat_[A-Za-z0-9_]{60,}"),
+    ("an API key", rb"sk-[a-z0-9-]{0,16}[A-Za-z0-9_]{20,}"),
+    ("a Google API key", rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    ("a Slack token", rb"xox[abeoprs]-[A-Za-z0-9-]{20,}"),
+    ("a password in a URL", rb"http(?:s)?://[^\s/:@\"'<>{}]{1,64}:[^\s/@\"'<>{}]{3,}@"),
+    (
+        "a line of a .env file",
+        rb"^(?:export )?[A-Z0-9_]{0,64}(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)[A-Z0-9_]{0,64}="
+        rb"[\"']?[^\s\"'{}<>$]{8,}",
     ),
-}
-_ANY = re.compile(b"|".join(b"(" + pattern.replace(b"(?m)", b"") + b")" for pattern in _KINDS.values()), re.MULTILINE)
-_NAMES: Final = tuple(_KINDS)
+)
+_PATTERNS: Final = tuple((kind, re.compile(pattern, re.MULTILINE)) for kind, pattern in _KINDS)
+"""One by one: a pattern that begins with a letter is searched ten times as fast as a choice of all."""
 _BLOCK: Final = 1 << 22
 _OVERLAP: Final = 1 << 12
 """Bytes that two blocks share, so that no secret is cut in two."""
-HEAD: Final = 1 << 26
+HEAD: Final = 1 << 25
 """Bytes of a weight file that are searched: its header with all metadata; what follows are numbers."""
 
 
@@ -44,11 +48,9 @@ class Secret:
 
 
 def secrets_in(data: bytes) -> tuple[Secret, ...]:
-    """Everything in a small file that looks like a credential."""
-    return tuple(
-        Secret(_NAMES[(match.lastindex or 1) - 1], data.count(b"\n", 0, match.start()) + 1)
-        for match in _ANY.finditer(data)
-    )
+    """Everything in a small file that looks like a credential, in the file's order."""
+    found = sorted((match.start(), kind) for kind, pattern in _PATTERNS for match in pattern.finditer(data))
+    return tuple(Secret(kind, data.count(b"\n", 0, start) + 1) for start, kind in found)
 
 
 def first_secret(path: Path) -> Secret | None:
@@ -67,7 +69,10 @@ def first_secret(path: Path) -> Secret | None:
 
 def redacted(text: str) -> str:
     """`text` without anything that looks like a credential."""
-    return _ANY.sub(b"[redacted]", text.encode(errors="replace")).decode()
+    data = text.encode(errors="replace")
+    for _, pattern in _PATTERNS:
+        data = pattern.sub(b"[redacted]", data)
+    return data.decode(errors="replace")
 
 
 def _blocks(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_a_secret_is_told_by_its_line_and_never_repeated(kind: str, tmp_path: Pa
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_text_passes(text: str) -> None:
     assert secrets_in(text.encode()) == ()
+
+
+@pytest.mark.parametrize("piece", [b"TOKEN", b"sk-a-", b"http://a:", b"-----BEGIN A ", b"hf_a", b"_", b"xoxb-"])
+def test_no_text_makes_the_search_slow(piece: bytes) -> None:
+    start = time.process_time()
+    secrets_in(piece * (400_000 // len(piece)))
+    assert time.process_time() - start < 2.0
 
 
 def test_a_secret_across_two_blocks_is_found(tmp_path: Path) -> None:
