@@ -201,6 +201,15 @@ def test_no_right_and_no_room_are_seen_before_the_first_byte(tmp_path: Path, ser
     assert all(set(tree) == {".gitattributes"} for _, _, tree in server.history)
 
 
+def test_a_repo_that_may_not_be_written_to_stops_all_others(tmp_path: Path, server: HubServer, hub: Hub) -> None:
+    small_export(tmp_path / "out")
+    server.repo("ada/Hermes-EXL2")
+    server.read_only = {"ada/Hermes-EXL2"}
+    with pytest.raises(HermetiqError, match="ada/Hermes-EXL2: the Hub does not allow it: 403"):
+        release(tmp_path / "out", hub)
+    assert set(server.repos) == {"ada/Hermes-EXL2"}
+
+
 def test_the_token_goes_to_the_hub_and_not_to_the_storage(tmp_path: Path, server: HubServer, hub: Hub) -> None:
     small_export(tmp_path / "out", SPECS[:1])
     release(tmp_path / "out", hub)
