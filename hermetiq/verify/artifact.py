@@ -14,18 +14,19 @@ from pathlib import Path
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.formats.legacy import legacy_note
-from hermetiq.manifest import Artifact, Manifest
+from hermetiq.manifest import Manifest
 from hermetiq.progress import Ticker, part, silent
 from hermetiq.stages import Stopwatch
 from hermetiq.verification import Check
 
 from . import folder_artifact, foreign, gguf_artifact, judge, reference, stored_tensors, terminator
-from .examined import Examine, Examined, Stored, told
+from .examined import Examine, Examined, Stored, on_disk, told
 from .fidelity import Fidelity, compare, turn_ends_of
 from .judge import Findings
 from .reading import Reading, read_rows
 from .reference import Reference
 from .report import ArtifactReport
+from .source import require_source
 from .tag_rows import TagRows
 from .thresholds import Limits, limits_for, require_served
 
@@ -60,17 +61,17 @@ def verify(
             artifact; there is no such runtime, it cannot be installed here, or it reads none of the artifacts.
     """
     manifest = Manifest.read(folder)
-    _require_source(manifest, source, folder)
-    stored = [_stored(manifest, artifact, folder) for artifact in manifest.artifacts]
+    require_source(folder, manifest, source)
+    stored = [on_disk(folder, manifest, artifact) for artifact in manifest.artifacts]
     require_served(max_kl, [item.spec for item in stored])
     if runtime is not None:
         foreign.require_reader(runtime, [item.spec for item in stored])
     asked = reference.read(source, base_model=not manifest.source.contract.is_chat)
     count, watch, examined = len(stored), Stopwatch(), []
-    for number, item in enumerate(stored):
+    for number, each in enumerate(stored):
         span = part(tick, 0.5 * number / count, 0.5 * (number + 1) / count)
-        with watch.stage(f"ask {item.artifact.file}"):
-            examined.append(_examine(item, asked, source, runtime, span))
+        with watch.stage(f"ask {each.artifact.file}"):
+            examined.append(_examine(each, asked, source, runtime, span))
     answers = [answer.ids for item in examined for answer in item.all_answers]
     with watch.stage("read the source"):
         whole = _walk(source, (*asked.rows, *answers), "reading the source", part(tick, 0.5, 0.6))
@@ -112,25 +113,6 @@ class _Source:
         checks = (terminator.source_check(ends, asked.contract),) if asked.contract.is_chat else ()
         self.findings = Findings(checks, notes=asked.notes)
         self.tag_rows = TagRows(checkpoint, asked.contract.tags)
-
-
-def _require_source(manifest: Manifest, source: Checkpoint, folder: Path) -> None:
-    if source.fingerprint() != manifest.source.fingerprint:
-        raise HermetiqError(
-            f"{source.path} is not the checkpoint that this export was made from",
-            where=str(folder),
-            remedy=f"give --source {manifest.source.name}, with the --adapter of the export if it had one",
-        )
-
-
-def _stored(manifest: Manifest, artifact: Artifact, folder: Path) -> Stored:
-    files = manifest.paths_of(artifact, folder)
-    for path in files.values():
-        if not path.is_file():
-            raise HermetiqError(
-                "the manifest names this file, and it is not there", where=str(path), remedy="export again"
-            )
-    return Stored(artifact, manifest.path_of(artifact, folder), files)
 
 
 def _examine(stored: Stored, asked: Reference, source: Checkpoint, runtime: str | None, tick: Ticker) -> Examined:

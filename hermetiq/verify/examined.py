@@ -14,7 +14,7 @@ from hermetiq.chat.contract import ChatContract, derive
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import Artifact, combined_sha256, sha256_of
+from hermetiq.manifest import Artifact, Manifest, combined_sha256, sha256_of
 from hermetiq.progress import Ticker
 from hermetiq.quantize.spec import Spec, parse
 from hermetiq.verification import Check
@@ -65,6 +65,21 @@ class Examined:
 
 
 Examine = Callable[[Stored, Reference, Ticker], Examined]
+
+
+def on_disk(folder: Path, manifest: Manifest, artifact: Artifact) -> Stored:
+    """The artifact where the export in `folder` has it.
+
+    Raises:
+        HermetiqError: a file of it is missing, or lies outside `folder`.
+    """
+    files = manifest.paths_of(artifact, folder)
+    for path in files.values():
+        if not path.is_file():
+            raise HermetiqError(
+                "the manifest names this file, and it is not there", where=str(path), remedy="export again"
+            )
+    return Stored(artifact, manifest.path_of(artifact, folder), files)
 
 
 def bytes_found(stored: Stored) -> tuple[str, Findings]:

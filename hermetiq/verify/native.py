@@ -31,14 +31,43 @@ BATCH = 4
 
 
 def memory_note(checkpoint: Checkpoint) -> str:
-    """Why the model is not run here; empty where it fits."""
-    needed, free = _bytes(checkpoint), free_memory()
-    if needed <= SHARE * free:
+    """Why the model does not answer here; empty where it fits."""
+    lacking = memory_lacking(checkpoint)
+    if not lacking:
         return ""
-    return (
-        f"smoke was not run natively: needs {needed / SHARE / 1e9:.1f} GB, {free / 1e9:.1f} GB free; a package "
-        "named by --runtime is asked all the same"
-    )
+    return f"smoke was not run natively: {lacking}; a package named by --runtime is asked all the same"
+
+
+def memory_lacking(checkpoint: Checkpoint) -> str:
+    """What `model` needs of this machine's memory and does not find; empty where it fits."""
+    needed, free = _bytes(checkpoint), free_memory()
+    return "" if needed <= SHARE * free else f"needs {needed / SHARE / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
+
+
+def model(checkpoint: Checkpoint) -> Any:
+    """transformers' causal language model of the family with the checkpoint's weights, in memory as a whole.
+
+    Raises:
+        Refusal: a tensor cannot be read.
+    """
+    # Ids and quantization are the checkpoint's business: here every weight is a plain number.
+    plain = {
+        key: value
+        for key, value in checkpoint.config.items()
+        if key != "quantization_config" and not key.endswith("_token_id")
+    }
+    config: Any = transformers.AutoConfig.for_model(**plain)
+    dtype = _dtype(checkpoint)
+    with torch.device("meta"):
+        built: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    weights = {name: checkpoint.load(name).to(dtype) for name in checkpoint.model.expected_tensors()}
+    if checkpoint.model.tied:
+        weights[HEAD] = weights[EMBEDDING]
+    built.load_state_dict(weights, assign=True)
+    # Rotary frequencies are computed, not stored.
+    built.model.rotary_emb = type(built.model.rotary_emb)(config)
+    module: nn.Module = built.eval()
+    return module
 
 
 def answers(checkpoint: Checkpoint, asked: Reference, tick: Callable[[float], None]) -> tuple[Answer, ...]:
@@ -49,12 +78,12 @@ def answers(checkpoint: Checkpoint, asked: Reference, tick: Callable[[float], No
     """
     if not asked.smoke:
         return ()
-    model = _model(checkpoint)
+    loaded = model(checkpoint)
     tick(0.3)
     found: list[Answer] = []
     for start in range(0, len(asked.smoke), BATCH):
         prompts = asked.smoke[start : start + BATCH]
-        for prompt, ids in zip(prompts, _continued(model, prompts, asked.contract.stop_ids), strict=True):
+        for prompt, ids in zip(prompts, _continued(loaded, prompts, asked.contract.stop_ids), strict=True):
             found.append(answered(prompt, generated(ids, asked.contract.stop_ids, checkpoint.tokenizer.decode)))
         tick(0.3 + 0.7 * len(found) / len(asked.smoke))
     return tuple(found)
@@ -66,28 +95,6 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def _bytes(checkpoint: Checkpoint) -> int:
     return checkpoint.model.weights * _dtype(checkpoint).itemsize
-
-
-def _model(checkpoint: Checkpoint) -> Any:
-    """transformers' causal language model of the family with the checkpoint's weights."""
-    # Ids and quantization are the checkpoint's business: here every weight is a plain number.
-    plain = {
-        key: value
-        for key, value in checkpoint.config.items()
-        if key != "quantization_config" and not key.endswith("_token_id")
-    }
-    config: Any = transformers.AutoConfig.for_model(**plain)
-    dtype = _dtype(checkpoint)
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    weights = {name: checkpoint.load(name).to(dtype) for name in checkpoint.model.expected_tensors()}
-    if checkpoint.model.tied:
-        weights[HEAD] = weights[EMBEDDING]
-    model.load_state_dict(weights, assign=True)
-    # Rotary frequencies are computed, not stored.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    module: nn.Module = model.eval()
-    return module
 
 
 @torch.inference_mode()

@@ -42,3 +42,17 @@ def open_source(
     return mend(
         path, adapter=adapter, init_tags=init, chat_template=manifest.chat_template, base_model=base_model
     ).checkpoint
+
+
+def require_source(folder: Path, manifest: Manifest, source: Checkpoint) -> None:
+    """Refuse a checkpoint that the export in `folder` was not made from.
+
+    Raises:
+        HermetiqError: its fingerprint is not the manifest's.
+    """
+    if source.fingerprint() != manifest.source.fingerprint:
+        raise HermetiqError(
+            f"{source.path} is not the checkpoint that this export was made from",
+            where=str(folder),
+            remedy=f"give --source {manifest.source.name}, with the --adapter of the export if it had one",
+        )
