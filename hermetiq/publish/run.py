@@ -241,9 +241,7 @@ def _target(job: Job, repo: Repo, branch: Branch, text: str, split_files: Mappin
             path, digest = split_files[Path(file.path).name]
             items.append(Item(file.path, digest, file.bytes, path))
         origins[file.path] = file.origin
-    listed = {
-        item.path: Listed(item.sha256, "" if item.large else item.blob, item.size, origins[item.path]) for item in items
-    }
+    listed = {item.path: Listed(item.sha256, item.listed_blob, item.size, origins[item.path]) for item in items}
     digest = own_text.digest(text) if branch.name == MAIN else ""
     contents = Contents(manifest.source.fingerprint, listed, digest)
     return Target(repo.id, branch.name, (*items, _item(CONTENTS, contents.encode())))

@@ -11,6 +11,9 @@ from .hub import RemoteFile
 
 _LARGE: Final = 5_000_000
 """Bytes from which a file is sent by itself, whatever its kind."""
+_REGULAR: Final = 20_000_000
+"""Bytes up to which the Hub might keep a file in git itself; its limit is half of that."""
+_BLOCK: Final = 1 << 22
 _WEIGHTS: Final = (".gguf", ".safetensors")
 
 
@@ -32,8 +35,19 @@ class Item:
     @property
     def blob(self) -> str:
         """Git's hash of the content."""
-        data = self.content.read_bytes() if isinstance(self.content, Path) else self.content
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        if isinstance(self.content, bytes):
+            digest.update(self.content)
+            return digest.hexdigest()
+        with self.content.open("rb") as file:
+            while data := file.read(_BLOCK):
+                digest.update(data)
+        return digest.hexdigest()
+
+    @property
+    def listed_blob(self) -> str:
+        """`blob`, where the Hub might know the file by it; empty where it is too large for that."""
+        return self.blob if self.size <= _REGULAR else ""
 
     def is_at(self, remote: RemoteFile | None) -> bool:
         """Whether the Hub holds these very bytes."""
