@@ -234,7 +234,7 @@ def inspect(
         from hermetiq.api.inspect import inspect as run
 
         if forward:
-            from hermetiq import forward as _  # Loaded here, where an interrupt may end the program at once.
+            import hermetiq.forward  # noqa: F401 - it would be loaded later, where an interrupt can do harm.
 
     with progress("reading") as tick:
         result = run(
@@ -628,7 +628,8 @@ def publish(
 ) -> None:
     """Bring a verified export to the Hugging Face Hub, whole or not at all; run again, it goes on after a cut."""
     with loading():
-        from hermetiq.api.publish import prepare_release, send
+        from hermetiq.api.publish import prepare_release
+        from hermetiq.api.publish import publish as run
 
     if recipe is None:
         place, target = given(folder, "OUT"), given(repo, "REPO")
@@ -639,18 +640,21 @@ def publish(
             raise HermetiqError(f"{recipe} names the repo", where="REPO", remedy="give OUT alone")
         place, target, options = folder or release.folder, release.repo, release.publish_options()
     with progress("checking") as tick:
-        job = prepare_release(place, target, force=force, progress=tick, **options)
-        done = None if dry_run else send(job, private=options["private"], tick=tick)
+        if dry_run:
+            show_release(prepare_release(place, target, force=force, progress=tick, **options), as_json=as_json)
+            return
+        done = run(place, target, force=force, progress=tick, **options)
     if as_json:
-        print_json(done.to_json() if done else job.to_json())
-    elif done:
+        print_json(done.to_json())
+    else:
         for url in done.urls:
             out.print(url)
-    else:
-        show_release(job)
 
 
-def show_release(job: Release) -> None:
+def show_release(job: Release, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job.to_json())
+        return
     table = Table("repo", "branch", "file", "size", "sha256", box=None)
     for repo in job.plan.repos:
         for branch in repo.branches:

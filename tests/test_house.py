@@ -15,7 +15,7 @@ ENGINES = ("calibration", "formats", "quantize")
 
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
-    {"hermetiq", "hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
+    {"hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
     {"hermetiq.machine", "hermetiq.typed_json"},
     {"hermetiq.rules"},
     {"hermetiq.cases"},
@@ -36,6 +36,10 @@ ORDER = (
     {"hermetiq.verify"},
     {"hermetiq.forward", "hermetiq.pipeline"},
     {"hermetiq.demo", "hermetiq.doctor", "hermetiq.publish", "hermetiq.report", "hermetiq.ci"},
+    {"hermetiq.api"},
+    {"hermetiq.lined_yaml"},
+    {"hermetiq.release_recipe"},
+    {"hermetiq"},
     {"hermetiq.cli", "hermetiq.pytest_plugin"},
     {"hermetiq.__main__"},
 )

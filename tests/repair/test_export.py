@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import hermetiq.verify
 from hermetiq import cli
+from hermetiq.api import verify as verifying
 from hermetiq.errors import HermetiqError, Refusal
 from hermetiq.manifest import Manifest
 from hermetiq.pipeline import export, prepare
@@ -101,7 +101,7 @@ def test_the_command_repairs_tells_and_verifies_without_being_told_again(
     assert (change["rule"], change["old"], change["new"]) == ("eos-mismatch", "800", "[802, 800]")
     assert "changed eos-mismatch config.json: eos_token_id\n    from 800 to [802, 800]" in told.err
     seen: list[str] = []
-    monkeypatch.setattr(hermetiq.verify, "verify", lambda folder, source, **_: seen.append(source.fingerprint()) or ())
+    monkeypatch.setattr(verifying, "hold_against", lambda folder, source, **_: seen.append(source.fingerprint()) or ())
     with pytest.raises(SystemExit) as stop:
         cli.main(["verify", str(out), "--source", str(faulty), "--json"])
     assert stop.value.code == 0
