@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_url
@@ -16,6 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
+from hermetiq import __version__
 from hermetiq.errors import HermetiqError
 from hermetiq.progress import Ticker, silent
 
@@ -56,8 +56,13 @@ class Hub:
         self, api: HfApi | None = None, *, sleep: Callable[[float], None] = time.sleep, tick: Ticker = silent
     ) -> None:
         """`tick` hears of every wait."""
-        self._api = api or HfApi(library_name="hermetiq", library_version=version("hermetiq"))
+        self._api = api or HfApi(library_name="hermetiq", library_version=__version__)
         self._sleep, self._tick = sleep, tick
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the Hub."""
+        return str(self._api.endpoint)
 
     def account(self) -> Account:
         """Whose token it is."""

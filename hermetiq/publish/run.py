@@ -22,7 +22,7 @@ from hermetiq.progress import Ticker, part, silent
 from hermetiq.rules import finding
 
 from . import guard, licence, own_text
-from .card import HUB, Release, card, example
+from .card import Release, card, example
 from .contents import Contents, Listed
 from .hub import Hub
 from .journal import Journal
@@ -140,7 +140,7 @@ def publish(job: Job, *, hub: Hub | None = None, private: bool = False, tick: Ti
         guard.require_clean({item.path: item.content for item in target.items if isinstance(item.content, bytes)})
     commits = upload(hub, targets, standings, journal, private=private, tick=part(tick, 0.1, 1.0))
     journal.remove()
-    return Published(commits, tuple(f"{HUB}/{repo.id}" for repo in job.plan.repos))
+    return Published(commits, tuple(f"{hub.endpoint}/{repo.id}" for repo in job.plan.repos))
 
 
 def _base_model(manifest: Manifest, given: str | None) -> str | None:

@@ -85,13 +85,24 @@ def look(hub: Hub, branches: Mapping[str, Sequence[str]], *, forced: bool = Fals
 
 
 def standing_of(hub: Hub, repo: str, commit: str, tree: Mapping[str, RemoteFile]) -> Standing:
-    """What a commit holds, whose `tree` is known."""
+    """What a commit holds, whose `tree` is known.
+
+    Raises:
+        HermetiqError: a card of ours that is no text any more.
+    """
     listed, card = None, ""
     if _is_text(tree.get(CONTENTS)):
         listed = contents.read(hub.read(repo, CONTENTS, commit))
     if listed and _is_text(tree.get(CARD)):
-        card = hub.read(repo, CARD, commit).decode(errors="replace")
+        card = _text(repo, hub.read(repo, CARD, commit))
     return Standing(commit, tree, listed, card)
+
+
+def _text(repo: str, card: bytes) -> str:
+    try:
+        return card.decode()
+    except UnicodeDecodeError:
+        raise HermetiqError("the card is not UTF-8", where=f"{repo}: {CARD}", remedy="mend it on the Hub") from None
 
 
 def _is_text(file: RemoteFile | None) -> bool:

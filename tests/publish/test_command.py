@@ -60,12 +60,12 @@ def test_a_release_ends_with_its_addresses(tmp_path: Path, here: HubServer, caps
     options = ("--base-model", "ada/Fine", "--private")
     assert called(tmp_path / "out", "ada/Hermes", *options) == 0
     told = capsys.readouterr()
-    assert told.out == "https://huggingface.co/ada/Hermes-GGUF\n"
+    assert told.out == f"{here.endpoint}/ada/Hermes-GGUF\n"
     assert TOKEN not in told.out + told.err
     assert here.repos["ada/Hermes-GGUF"].private
     assert called(tmp_path / "out", "ada/Hermes", *options, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
-        "urls": ["https://huggingface.co/ada/Hermes-GGUF"],
+        "urls": [f"{here.endpoint}/ada/Hermes-GGUF"],
         "commits": {"ada/Hermes-GGUF@main": here.repos["ada/Hermes-GGUF"].heads["main"]},
     }
 

@@ -154,6 +154,17 @@ def test_text_elsewhere_on_a_card_is_not_replaced(
     assert server.read("ada/Hermes-GGUF", "main") == before
 
 
+def test_a_card_that_is_no_text_is_not_replaced(tmp_path: Path, server: HubServer, hub: Hub) -> None:
+    small_export(tmp_path / "out", SPECS[:1])
+    release(tmp_path / "out", hub)
+    repo = server.repos["ada/Hermes-GGUF"]
+    tree = dict(repo.tree("main") or {})
+    tree["README.md"] = type(tree["README.md"])(b"\xff\xfe", large=False)
+    repo.move("main", repo.heads["main"], tree)
+    with pytest.raises(HermetiqError, match=r"ada/Hermes-GGUF: README\.md: the card is not UTF-8"):
+        release(tmp_path / "out", hub)
+
+
 def test_a_file_of_ours_that_was_changed_by_hand_is_not_replaced(tmp_path: Path, server: HubServer, hub: Hub) -> None:
     small_export(tmp_path / "out", ("awq:4bit-g64",))
     release(tmp_path / "out", hub)
