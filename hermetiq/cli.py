@@ -29,6 +29,7 @@ from hermetiq.runtimes.environments import RUNTIMES, ensure, environment_of
 
 if TYPE_CHECKING:
     from hermetiq.doctor import Line
+    from hermetiq.evaluate import Evaluation
     from hermetiq.forward import Forward
     from hermetiq.manifest import Manifest
     from hermetiq.plan import Job, Plan
@@ -135,7 +136,7 @@ def print_json(data: Any) -> None:
     """JSON as UTF-8 text, or all ASCII where stdout has another encoding or a path is no text."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(data, indent=2)
     print(text)
@@ -602,6 +603,55 @@ def report(folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of
         from hermetiq.report import report as run
 
     print(run(folder))
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an export.")],
+    source: Annotated[str, typer.Option(help="The checkpoint it was made from.")],
+    tasks: Annotated[str, typer.Option(help="Tasks, groups or tags, with commas.", metavar="A,B")],
+    adapter: Adapter = None,
+    init_tags: InitTagsFrom = None,
+    tasks_path: Annotated[
+        Path | None, typer.Option(help="Task files of your own, beside the harness's.", metavar="DIR")
+    ] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Let the files of --tasks-path run Python.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first N questions of each task.", metavar="N")] = None,
+    device: Annotated[Device, typer.Option(help="Where the models are computed.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run benchmarks of EleutherAI's lm-evaluation-harness on the source and the artifacts."""
+    with loading():
+        from hermetiq.evaluate import evaluate as run
+        from hermetiq.repair import InitTags
+        from hermetiq.verify import open_source
+
+    started = None if init_tags is None else InitTags.parse(init_tags)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    with progress("opening") as tick:
+        opened = open_source(folder, source, adapter=adapter, init_tags=started)
+        found = run(
+            folder, opened, names, tasks_path=tasks_path, limit=limit, allow_code=allow_code, device=device,
+            tick=tick,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_evaluation(found)
+
+
+def show_evaluation(found: Evaluation) -> None:
+    from hermetiq.evaluate import tables
+
+    for grid in (tables.scores(found), tables.averages(found)):
+        if grid.rows:
+            table = Table(*map(one_line, grid.head), box=None)
+            for row in grid.rows:
+                table.add_row(*map(one_line, row))
+            out.print(table)
+    out.print(one_line(tables.caption(found)))
+    for note in found.notes:
+        talk.print(f"[blue]note[/] {one_line(note)}", soft_wrap=True)
 
 
 @app.command()

@@ -25,7 +25,8 @@ from hermetiq.verification import Verification
 FILE = "hermetiq.json"
 STAGES = "hermetiq-stages.json"
 REPORT = "report.html"
-BESIDE = (STAGES, REPORT)
+EVALUATION = "hermetiq-eval.json"
+BESIDE = (STAGES, REPORT, EVALUATION)
 """What lies beside an export, is no part of it, and goes when it goes."""
 VERSION = 4
 LIBRARIES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers", "xllamacpp")

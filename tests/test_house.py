@@ -34,7 +34,7 @@ ORDER = (
     {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.harvest"},
     {"hermetiq.verify"},
-    {"hermetiq.forward", "hermetiq.pipeline"},
+    {"hermetiq.evaluate", "hermetiq.forward", "hermetiq.pipeline"},
     {"hermetiq.demo", "hermetiq.doctor", "hermetiq.publish", "hermetiq.report", "hermetiq.ci"},
     {"hermetiq.api"},
     {"hermetiq.lined_yaml"},
