@@ -15,11 +15,13 @@ from typing import Final
 from hermetiq.chat.contract import ChatContract
 from hermetiq.chat.template import RenderRequest, render_each
 from hermetiq.errors import HermetiqError
+from hermetiq.evaluate import Evaluation
 from hermetiq.manifest import Artifact, Manifest
 from hermetiq.quantize.spec import parse
 from hermetiq.verify import ArtifactReport
 
 from . import usage
+from .benchmarks import benchmarks
 from .front_matter import front_matter
 from .guard import unverified
 from .licence import Licence
@@ -49,6 +51,8 @@ class Release:
     """A chat as the model's own template prints it; empty for a base model."""
     forced: str | None = None
     """Why something is published that no verification passed."""
+    evaluation: Evaluation | None = None
+    """Benchmarks that hold for these artifacts."""
 
     def artifacts(self, repo: Repo) -> Iterator[tuple[Branch, Artifact]]:
         """Every artifact of a repo with its branch."""
@@ -73,6 +77,7 @@ def card(release: Release, repo: Repo, own_text: str) -> str:
         _opening(release, repo),
         f"{OPEN}{own_text}{CLOSE}",
         _files(release, repo),
+        benchmarks(release.evaluation, {artifact.file for _, artifact in artifacts}),
         _prompt(release.manifest.source.contract, release.example),
         usage.running(release.manifest, repo),
         usage.loading(artifact for _, artifact in artifacts),

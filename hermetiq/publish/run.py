@@ -16,6 +16,7 @@ from hermetiq import typed_json
 from hermetiq.chat.parents import recipe_parents
 from hermetiq.checkpoint.hub import is_hub_id
 from hermetiq.errors import HermetiqError, Refusal
+from hermetiq.evaluate import Evaluation
 from hermetiq.manifest import FILE as MANIFEST
 from hermetiq.manifest import Manifest, sha256_of
 from hermetiq.progress import Ticker, part, silent
@@ -115,7 +116,9 @@ def prepare(
         manifest, repo, layout=layout, sizes=sizes, parts={name: parts(path, limit) for name, path in large.items()}
     )
     shown = example(manifest.source.contract)
-    return Job(folder, Release(_portable(manifest), planned, settled, source, shown, force), limit)
+    evaluation = Evaluation.read(folder)
+    measured = None if evaluation is None else evaluation.of(manifest)
+    return Job(folder, Release(_portable(manifest), planned, settled, source, shown, force, measured), limit)
 
 
 def publish(job: Job, *, hub: Hub | None = None, private: bool = False, tick: Ticker = silent) -> Published:
