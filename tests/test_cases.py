@@ -68,7 +68,7 @@ PROOFS = {
     "U46": "chat/test_mutations: the_rule_finds_its_fault_and_no_other_rule_does",
     "U47": "checkpoint/test_tokenizer: merges_are_read_in_both_spellings; "
     "test_companions: merges_are_in_the_form_that_every_reader_takes",
-    "U48": "repair/test_scenarios: a_sentencepiece_file_of_another_model_is_left_out",
+    "U48": "repair/test_command: a_sentencepiece_file_of_another_model_is_left_out",
     "U49": "verify/test_parity: equal_ids_pass_and_the_shortest_difference_is_shown",
     "U50": "recipes/test_ollama: ollama_is_given_the_prompts_of_the_model; "
     "recipes/test_run: the_preset_holds_the_template_and_no_stop_that_an_id_says",
