@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test fuzz test-gpu test-runtimes check rules bench dist clean
+.PHONY: demo test fuzz test-gpu test-runtimes test-eval check rules bench dist clean
 
 .venv/base: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ test-gpu: .venv/dev  ## solvers, walk and exllamav2 on CUDA; says so where there
 
 test-runtimes: .venv/dev  ## artifacts in auto-gptq, autoawq, gptqmodel and transformers; installs them into .cache
 	$(BIN)/pytest -q -m runtimes
+
+test-eval: .venv/dev  ## benchmarks by the real lm-evaluation-harness; installs it, half a gigabyte
+	$(PIP) --editable ".[eval]"
+	$(BIN)/pytest -q tests/evaluate
 
 check: .venv/dev  ## lint, types, layout
 	$(BIN)/ruff check .
