@@ -56,6 +56,26 @@ def test_paths_begin_in_the_recipes_folder_and_hub_ids_are_no_paths(tmp_path: Pa
     assert (options["measurement"], options["chat_template"]) == (here / "m.json", here / "t.jinja")
 
 
+def test_every_field_reaches_its_option(tmp_path: Path) -> None:
+    recipe = ReleaseRecipe.read(
+        written(
+            tmp_path,
+            "source: a/b\nto: [GGUF:q8_0, exl2:4.650bpw]\nname: Mini\nignore: [eos-mismatch]\nsequential: true\n"
+            "imatrix: false\nbase_model: true\nrepair: true\ncalibration: {rows: 8, row_tokens: 64, seed: 3}\n"
+            f"{PUBLISH}  layout: single\n  private: true\n",
+        )
+    )
+    options = {name: value for name, value in recipe.export_options().items() if value is not None}
+    assert options == {
+        "to": ("gguf:Q8_0", "exl2:4.65bpw"), "name": "Mini", "ignore": ("eos-mismatch",), "sequential": True,
+        "imatrix": False, "base_model": True, "repair": True, "rows": 8, "row_tokens": 64, "seed": 3,
+    }  # fmt: skip
+    assert recipe.repo == "ada/Mini"
+    assert recipe.publish_options() == {
+        "layout": "single", "base_model": "ada/Fine", "license": "mit", "private": True,
+    }  # fmt: skip
+
+
 def test_limits_by_the_nearest_name(tmp_path: Path) -> None:
     text = "source: a/b\nto: [gguf:Q8_0, gguf:F16, gptq:4bit-g64]\nthresholds:\n  max_kl: "
     several = ReleaseRecipe.read(written(tmp_path, text + "{all: 0.5, gguf:q8_0: 0, gptq: 0.2}\n"))
