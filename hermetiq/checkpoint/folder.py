@@ -174,12 +174,11 @@ def read_folder(folder: Path, *, weights: bool = True) -> Contents:
     templates, wrong_templates = read_templates(folder, documents)
     provenance, wrong_card = read_provenance(folder, documents)
     # Of an adapter alone every weight is missing, too, but that is not what has to be repaired.
-    if not weights:
-        stored, wrong_tensors = _imagined(model), ()
-    else:
-        stored, wrong_tensors = ({}, ()) if _is_adapter(folder) else _read_stored(folder, documents)
+    stored, wrong_tensors = ({}, ()) if _is_adapter(folder) or not weights else _read_stored(folder, documents)
     # Old exports keep this buffer; it follows from rope_theta.
     tensors = {name: info for name, info in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    if not weights:
+        tensors = _imagined(model)
     packed = quantized(folder, documents, tensors)
     findings += (*wrong_config, *remote_code(documents), *packed, *wrong_tensors)
     settled: dict[str, Any] = {}
