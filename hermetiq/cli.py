@@ -487,8 +487,16 @@ def size(count: int) -> str:
 @app.command()
 def verify(
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder of an export.")] = None,
-    source: Annotated[str | None, typer.Option(help="The checkpoint it was made from.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder of an export, or ORG/NAME of a repo that was published."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The checkpoint it was made from; a published repo may name it itself.")
+    ] = None,
+    artifact: Annotated[
+        list[str] | None, typer.Option(help="Of a published repo only this, such as gguf:Q4_K_M.", metavar="SPEC")
+    ] = None,
     recipe: RecipeFile = None,
     adapter: Adapter = None,
     max_kl: Annotated[float | None, typer.Option(help="Largest mean KL per token allowed, for every type.")] = None,
@@ -501,16 +509,30 @@ def verify(
     with loading():
         from hermetiq import ci
         from hermetiq.api.verify import verify as run
+        from hermetiq.api.verify import verify_published
+        from hermetiq.checkpoint.hub import is_hub_id
         from hermetiq.formats.output import write_files
 
     if recipe is None:
-        place, checkpoint = given(folder, "OUT"), given(source, "--source")
+        place, checkpoint = given(folder, "OUT"), source
         options = VerifyOptions(adapter=adapter, max_kl=max_kl, init_tags=init_tags)
     else:
         release = read_recipe(recipe, context, ("source", *VerifyOptions.__annotations__))
         place, checkpoint, options = folder or release.folder, release.path, release.verify_options()
+    published = is_hub_id(place.as_posix()) and not place.exists()
+    if artifact and not published:
+        raise HermetiqError("chooses from a published repo", where="--artifact", remedy="leave it out")
     with progress("verifying") as tick:
-        reports = run(place, checkpoint, runtime=runtime, progress=tick, **options)
+        if published:
+            found = verify_published(
+                place.as_posix(), checkpoint, artifacts=artifact or (), runtime=runtime, progress=tick, **options
+            )
+            reports = found.reports
+        else:
+            reports = run(place, given(checkpoint, "--source"), runtime=runtime, progress=tick, **options)
+    if published and found.elsewhere:
+        names = one_line(", ".join(found.elsewhere))
+        talk.print(f"[blue]note[/] not in this repo, and not looked at: {names}", soft_wrap=True)
     if junit:
         write_files({junit: ci.junit(reports)})
     for line in ci.workflow_commands(reports, os.environ):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hermetiq.progress import Ticker, silent
+from hermetiq.progress import Ticker, part, silent
+from hermetiq.publish import Hub, fetch
 from hermetiq.repair import InitTags
-from hermetiq.verify import ArtifactReport, open_source
+from hermetiq.verify import ArtifactReport, open_source, require_source
 from hermetiq.verify import verify as hold_against
 
 from .options import MaxKl
@@ -44,3 +47,58 @@ def verify(
     started = None if init_tags is None else InitTags.parse(init_tags)
     opened = open_source(Path(folder), str(source), adapter=adapter, init_tags=started)
     return hold_against(Path(folder), opened, max_kl=max_kl, runtime=runtime, tick=progress)
+
+
+@dataclass(frozen=True)
+class PublishedReports:
+    """What was found out about a published repo."""
+
+    reports: tuple[ArtifactReport, ...]
+    elsewhere: tuple[str, ...]
+    """Artifacts of the release that lie in other repos, by their name in its manifest; they were not looked at."""
+
+
+def verify_published(
+    repo: str,
+    source: str | Path | None = None,
+    *,
+    artifacts: Sequence[str] = (),
+    adapter: str | None = None,
+    max_kl: MaxKl | None = None,
+    runtime: str | None = None,
+    init_tags: str | None = None,
+    progress: Ticker = silent,
+) -> PublishedReports:
+    """Prove what `publish` brought to the Hub, by what lies there now; only files of the artifacts are downloaded.
+
+    They stay in the cache of `huggingface_hub`, and what was found is written nowhere.
+
+    Args:
+        repo: `ORG/NAME`, as it is on the Hub.
+        source: the checkpoint it was made from; the model that the release names where None.
+        artifacts: which ones, by spec (`gguf:Q4_K_M`) or file; all that lie in the repo without.
+        adapter: the LoRA of the export, if it had one.
+        max_kl: as for `verify`.
+        runtime: as for `verify`.
+        init_tags: asked for where rows of tags came from a parent, whose path no manifest holds.
+        progress: called with what is being done and the share, 0 to 1, that is done.
+
+    Raises:
+        CheckFailed: a file is not as it was published.
+        HermetiqError: no such repo, none that hermetiq published, the Hub cannot be reached, `source` is another
+            checkpoint or must be given, or what `verify` raises.
+        Refusal: the source does not open.
+    """
+    started = None if init_tags is None else InitTags.parse(init_tags)
+    hub = Hub(tick=progress, tries=fetch.TRIES)
+    with fetch.workplace(repo) as folder:
+        progress(f"looking at {repo}", 0.0)
+        found = fetch.find(hub, repo, folder, artifacts)
+        opened = open_source(folder, str(source or found.base_model), adapter=adapter, init_tags=started)
+        # A wrong source is told before anything large is downloaded.
+        require_source(Path(repo), found.manifest, opened)
+        fetch.lay_out(hub, found, folder, part(progress, 0.0, 0.3))
+        span = part(progress, 0.3, 1.0)
+        return PublishedReports(
+            hold_against(folder, opened, max_kl=max_kl, runtime=runtime, tick=span), found.elsewhere
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_url
@@ -19,7 +20,7 @@ from hermetiq import __version__
 from hermetiq.errors import HermetiqError
 from hermetiq.progress import Ticker, silent
 
-from .patience import MEANINGS, SHOWN, Missing, ask
+from .patience import MEANINGS, SHOWN, TRIES, Missing, ask
 from .plan import MAIN
 from .secrets import redacted
 
@@ -53,11 +54,16 @@ class Hub:
     """One Hub and one token; `huggingface_hub` finds both in its usual places."""
 
     def __init__(
-        self, api: HfApi | None = None, *, sleep: Callable[[float], None] = time.sleep, tick: Ticker = silent
+        self,
+        api: HfApi | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        tick: Ticker = silent,
+        tries: int = TRIES,
     ) -> None:
         """`tick` hears of every wait."""
         self._api = api or HfApi(library_name="hermetiq", library_version=__version__)
-        self._sleep, self._tick = sleep, tick
+        self._sleep, self._tick, self._tries = sleep, tick, tries
 
     @property
     def endpoint(self) -> str:
@@ -117,6 +123,11 @@ class Hub:
             return response.content
 
         return self._ask(f"{repo}: {path}", request)
+
+    def download(self, repo: str, path: str, revision: str) -> Path:
+        """A file of a commit in the library's cache, downloaded where it is not there yet."""
+        found = self._ask(f"{repo}: {path}", lambda: self._api.hf_hub_download(repo, path, revision=revision))
+        return Path(found)
 
     def create_branch(self, repo: str, branch: str) -> str:
         """Make a branch as empty as a repo begins, at its first commit, which is returned."""
@@ -182,4 +193,4 @@ class Hub:
 
     def _ask(self, where: str, request: Callable[[], T]) -> T:
         """`patience.ask`, with this Hub's sleep and ticker."""
-        return ask(request, where, clean=self._clean, sleep=self._sleep, tick=self._tick)
+        return ask(request, where, clean=self._clean, sleep=self._sleep, tick=self._tick, tries=self._tries)

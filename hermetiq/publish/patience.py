@@ -42,9 +42,9 @@ MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
     409: ("the repo was changed by somebody else meanwhile", "look at it, and run again"),
     412: ("the repo was changed by somebody else meanwhile", "look at it, and run again"),
     413: ("too large for the Hub", "export smaller files"),
-    429: ("the Hub takes no more requests for now", "run again later; what has been sent is kept"),
+    429: ("the Hub takes no more requests for now", "run again later; what has arrived is kept"),
 }
-_BROKEN: Final = ("the Hub does not answer as it should", "run again later; what has been sent is kept")
+_BROKEN: Final = ("the Hub does not answer as it should", "run again later; what has arrived is kept")
 
 T = TypeVar("T")
 
@@ -64,6 +64,7 @@ def ask(
     clean: Callable[[str], str],
     sleep: Callable[[float], None],
     tick: Ticker,
+    tries: int = TRIES,
 ) -> T:
     """One request with patience.
 
@@ -72,20 +73,21 @@ def ask(
         clean: takes tokens out of somebody else's words.
         sleep: waits so many seconds.
         tick: hears of every wait.
+        tries: requests until it is given up.
 
     Raises:
         Missing: no such repo.
         Conflict: another commit came first.
         HermetiqError: everything else, in a sentence.
     """
-    for tried in range(TRIES):
+    for tried in range(tries):
         try:
             with _quiet():
                 return request()
         # The library's errors, and those of the HTTP client below it, share no base class.
         except Exception as error:
             wait = _wait(error, tried)
-            if wait is None or tried + 1 == TRIES:
+            if wait is None or tried + 1 == tries:
                 raise _told(error, where, clean) from None
         tick(f"{where}: waiting {wait:.0f} s for the Hub", 0.0)
         sleep(wait)
@@ -152,7 +154,7 @@ def _told(error: BaseException, where: str, clean: Callable[[str], str]) -> Herm
         if _is_network(error):
             return HermetiqError("the connection to the Hub was lost", where=where, remedy=_BROKEN[1])
         *_, first = _causes(error)
-        what = f"the upload failed: {type(first).__name__}: {clean(str(first))}"
+        what = f"the transfer failed: {type(first).__name__}: {clean(str(first))}"
         return HermetiqError(what, where=where, remedy="run again")
     what, remedy = MEANINGS.get(status, _BROKEN)
     said = next((text for each in _causes(error) if (text := getattr(each, "server_message", None))), None)

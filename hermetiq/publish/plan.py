@@ -151,6 +151,16 @@ def repo_path(artifact: Artifact, name: str) -> str:
     return PurePosixPath(name).name if name == artifact.file else name.removeprefix(f"{artifact.file}/")
 
 
+def branches_of(artifact: Artifact) -> tuple[str, ...]:
+    """Where an artifact may lie in a repo, whatever the layout: on `main`, or on a branch of its own."""
+    return (MAIN, artifact.file, parse(artifact.spec).recipe)
+
+
+def is_sound(path: str) -> bool:
+    """Whether a release could have put a file there."""
+    return all(map(_is_name, path.split("/")))
+
+
 @dataclass(frozen=True)
 class _Contents:
     """What is known of the files that a plan speaks of."""
@@ -213,12 +223,16 @@ def _named(repo: str, format: str, *, alone: bool) -> str:
     return repo if alone and repo.upper().endswith(ending) else repo + ending
 
 
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and ".." not in text
+
+
 def _require_sound(repo: Repo) -> None:
     """Refuse what a branch or the Hub could not hold."""
     for branch in repo.branches:
         seen: set[str] = set()
         for name in (branch.name, *(part for file in branch.files for part in file.path.split("/"))):
-            if not _NAME.fullmatch(name) or ".." in name:
+            if not _is_name(name):
                 raise HermetiqError(
                     f"{name!r} cannot be a name in a repo", where=repo.id, remedy="export again with a plain --name"
                 )

@@ -118,7 +118,7 @@ def prepare(
     shown = example(manifest.source.contract)
     evaluation = Evaluation.read(folder)
     measured = None if evaluation is None else evaluation.of(manifest)
-    return Job(folder, Release(_portable(manifest), planned, settled, source, shown, force, measured), limit)
+    return Job(folder, Release(_portable(manifest, source), planned, settled, source, shown, force, measured), limit)
 
 
 def publish(job: Job, *, hub: Hub | None = None, private: bool = False, tick: Ticker = silent) -> Published:
@@ -168,13 +168,11 @@ def _licence(manifest: Manifest, given: str | None, licence_of: Callable[[str], 
     return licence.settle(made.license, parents=parents, merged=merged, given=given, source=manifest.source.name)
 
 
-def _portable(manifest: Manifest) -> Manifest:
-    """The manifest as it is published: a merge recipe keeps its parents' names, not their folders."""
-    made = manifest.source.provenance
-    if made.merge_recipe is None:
-        return manifest
-    recipe = without_paths(made.merge_recipe)
-    return replace(manifest, source=replace(manifest.source, provenance=replace(made, merge_recipe=recipe)))
+def _portable(manifest: Manifest, base_model: str | None) -> Manifest:
+    """The manifest as it is published: the source by its name on the Hub, a merge recipe without folders."""
+    source, recipe = manifest.source, manifest.source.provenance.merge_recipe
+    made = source.provenance if recipe is None else replace(source.provenance, merge_recipe=without_paths(recipe))
+    return replace(manifest, source=replace(source, name=base_model or source.name, provenance=made))
 
 
 def _card(job: Job, repo: Repo, standings: Standings) -> str:

@@ -1,14 +1,15 @@
-"""Cuts a GGUF that is too large for the Hub into parts that llama.cpp loads by the first of them (U58).
+"""Cuts a GGUF that is too large for the Hub into parts that llama.cpp loads by the first of them (U58), and joins them.
 
 Plain cutting (`.part-a`) leaves people to join files by hand. llama.cpp's own way gives every part a header of its own:
 the first repeats all metadata, each says which part it is of how many (`split.no`, `split.count`,
-`split.tensors.count`), and the tensors are dealt out in order. Names and keys: llama.cpp's `tools/gguf-split`.
+`split.tensors.count`), and the tensors are dealt out in order. Names and keys: llama.cpp's `tools/gguf-split`. Joined
+again they are the file that was cut, byte for byte, so that its hash proves the parts.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -23,6 +24,8 @@ from hermetiq.progress import Ticker, silent
 from .plan import Part
 
 _MOST_PARTS: Final = 999
+_OWN: Final = "split."
+"""Begins the keys by which a part says which it is."""
 _COUNTS: Final = struct.Struct("<4sIQQ")
 _U16, _I32, _U32, _U64 = (struct.Struct(f"<{form}") for form in "HiIQ")
 _WIDTHS: Final = {
@@ -71,63 +74,83 @@ def split(path: Path, planned: Sequence[Part], folder: Path, limit: int, tick: T
     if [share.bytes for share in shares] != [part.bytes for part in planned]:
         raise HermetiqError("the file was changed while it was split", where=str(path), remedy="export it again")
     digests = {}
-    with path.open("rb") as source:
-        for done, (part, share) in enumerate(zip(planned, shares, strict=True)):
-            tick(f"splitting {part.name}", done / len(planned))
-            with Output(folder / part.name) as output:
-                _write(output, source, share)
-                output.finish(part.bytes)
-                output.publish()
-            digests[output.path] = output.digest.hexdigest()
+    for done, (part, share) in enumerate(zip(planned, shares, strict=True)):
+        tick(f"splitting {part.name}", done / len(planned))
+        digests[folder / part.name] = _write(folder / part.name, share)
     return digests
 
 
-def _write(output: Output, source: BinaryIO, share: _Share) -> None:
-    output.append(share.header)
-    for tensor in share.tensors:
-        source.seek(tensor.start)
-        left = tensor.size
-        while left and (data := source.read(min(left, _BLOCK))):
-            output.append(data)
-            left -= len(data)
-        output.append(bytes(_aligned(tensor.size) - tensor.size))
+def join(parts: Sequence[Path], path: Path) -> str:
+    """Write the file that `split` cut into `parts`, which are in order; returns its SHA-256, as hex.
+
+    Raises:
+        HermetiqError: two parts hold the same tensor, or the disk is full.
+        Refusal: a part is no GGUF file, or not all of one.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for part in parts:
+        held = read_header(part).tensors
+        if twice := sorted(held.keys() & tensors.keys()):
+            raise HermetiqError(
+                f"another part holds {twice[0][:80]!r} too", where=part.name, remedy="download it again"
+            )
+        tensors |= held
+    pairs = [pair for key, pair in _pairs(parts[0]) if not key.startswith(_OWN)]
+    return _write(path, _Share(_header(tensors, pairs), tuple(tensors.values())))
+
+
+def _write(path: Path, share: _Share) -> str:
+    """Write one file, whole or not at all; returns its SHA-256, as hex."""
+    with Output(path) as output:
+        output.append(share.header)
+        for tensor in share.tensors:
+            with tensor.path.open("rb") as source:
+                source.seek(tensor.start)
+                left = tensor.size
+                while left and (data := source.read(min(left, _BLOCK))):
+                    output.append(data)
+                    left -= len(data)
+            output.append(bytes(_aligned(tensor.size) - tensor.size))
+        output.finish(share.bytes)
+        output.publish()
+    return output.digest.hexdigest()
 
 
 def _shares(path: Path, limit: int) -> tuple[_Share, ...]:
     """The parts of a file, in order."""
     tensors = read_header(path).tensors
-    metadata, pairs = _metadata(path)
+    pairs = []
+    for key, pair in _pairs(path):
+        if key.startswith(_OWN) or key == "general.alignment":
+            raise HermetiqError(f"it states {key}", where=path.name, remedy="export it again")
+        pairs.append(pair)
     groups: list[dict[str, StoredTensor]] = [{}]
     # Headers are counted as if a part held one tensor more: what is planned stays below the limit.
-    used = _header_size(len(metadata), {})
+    used = _header_size(pairs)
     for name, tensor in tensors.items():
         needed = _entry_size(name, tensor) + _aligned(tensor.size)
         if groups[-1] and used + needed > limit:
             groups.append({})
-            used = _header_size(0, {})
+            used = _header_size(())
         groups[-1][name] = tensor
         used += needed
     if len(groups) > _MOST_PARTS:
         raise HermetiqError(f"{len(groups)} parts are too many", where=path.name, remedy="choose a larger limit")
     shares = tuple(
-        _Share(_header(group, metadata if not index else b"", pairs if not index else 0, index, len(groups),
-                       len(tensors)), tuple(group.values()))
+        _Share(
+            _header(group, (*(() if index else pairs), *_place(index, len(groups), len(tensors)))),
+            tuple(group.values()),
+        )
         for index, group in enumerate(groups)
-    )  # fmt: skip
+    )
     if any(share.bytes > limit for share in shares):
         raise HermetiqError(f"no part of it fits into {limit} bytes", where=path.name, remedy="choose a larger limit")
     return shares
 
 
-def _header(tensors: dict[str, StoredTensor], metadata: bytes, pairs: int, index: int, parts: int, total: int) -> bytes:
-    """Everything before a part's tensor data, padded to where the data begins."""
-    own = (
-        ("split.no", GGUFValueType.UINT16, _U16.pack(index)),
-        ("split.count", GGUFValueType.UINT16, _U16.pack(parts)),
-        ("split.tensors.count", GGUFValueType.INT32, _I32.pack(total)),
-    )
-    written = [_COUNTS.pack(b"GGUF", 3, len(tensors), pairs + len(own)), metadata]
-    written += [_text(key) + _U32.pack(kind) + value for key, kind, value in own]
+def _header(tensors: Mapping[str, StoredTensor], pairs: Sequence[bytes]) -> bytes:
+    """Everything before the tensor data of a file with these pairs of metadata, padded to where the data begins."""
+    written = [_COUNTS.pack(b"GGUF", 3, len(tensors), len(pairs)), *pairs]
     offset = 0
     for name, tensor in tensors.items():
         dimensions = b"".join(_U64.pack(size) for size in reversed(tensor.shape))
@@ -138,26 +161,36 @@ def _header(tensors: dict[str, StoredTensor], metadata: bytes, pairs: int, index
     return header + bytes(_aligned(len(header)) - len(header))
 
 
-def _header_size(metadata: int, tensors: dict[str, StoredTensor]) -> int:
-    return _aligned(len(_header(tensors, b"", 0, 0, 0, 0)) + metadata) + _ALIGNMENT
+def _place(index: int, parts: int, total: int) -> tuple[bytes, ...]:
+    """The pairs of metadata by which a part says which it is, `index` counting from 0, of how many tensors in all."""
+    own = (
+        ("no", GGUFValueType.UINT16, _U16.pack(index)),
+        ("count", GGUFValueType.UINT16, _U16.pack(parts)),
+        ("tensors.count", GGUFValueType.INT32, _I32.pack(total)),
+    )
+    return tuple(_text(_OWN + key) + _U32.pack(kind) + value for key, kind, value in own)
+
+
+def _header_size(pairs: Sequence[bytes]) -> int:
+    """Bytes of a part's header before it names a tensor, and what its padding may take."""
+    return len(_header({}, (*pairs, *_place(0, 0, 0)))) + _ALIGNMENT
 
 
 def _entry_size(name: str, tensor: StoredTensor) -> int:
     return _U64.size + len(name.encode()) + _U32.size + _U64.size * len(tensor.shape) + _U32.size + _U64.size
 
 
-def _metadata(path: Path) -> tuple[bytes, int]:
-    """The file's metadata as it stands there, and how many pairs it has: types are kept that a reader would lose."""
+def _pairs(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The file's metadata, each pair by its key and as it stands there: types are kept that a reader would lose."""
     with path.open("rb") as file:
-        _, _, _, pairs = _COUNTS.unpack(file.read(_COUNTS.size))
-        for _ in range(pairs):
+        _, _, _, count = _COUNTS.unpack(file.read(_COUNTS.size))
+        for _ in range(count):
+            start = file.tell()
             key = file.read(_number(file, _U64)).decode()
-            if key.startswith("split.") or key == "general.alignment":
-                raise HermetiqError(f"it states {key}", where=path.name, remedy="export it again")
             _skip(file, GGUFValueType(_number(file, _U32)))
-        end = file.tell()
-        file.seek(_COUNTS.size)
-        return file.read(end - _COUNTS.size), pairs
+            end = file.tell()
+            file.seek(start)
+            yield key, file.read(end - start)
 
 
 def _skip(file: BinaryIO, kind: GGUFValueType) -> None:

@@ -15,7 +15,7 @@ from hermetiq.errors import Finding, HermetiqError, Refusal
 from hermetiq.rules import finding
 
 from . import contents
-from .contents import Contents
+from .contents import Contents, Listed
 from .hub import Account, Hub, RemoteFile
 from .plan import CARD, CONTENTS, MAIN
 from .targets import Target
@@ -90,12 +90,15 @@ def standing_of(hub: Hub, repo: str, commit: str, tree: Mapping[str, RemoteFile]
     Raises:
         HermetiqError: a card of ours that is no text any more.
     """
-    listed, card = None, ""
-    if _is_text(tree.get(CONTENTS)):
-        listed = contents.read(hub.read(repo, CONTENTS, commit))
-    if listed and _is_text(tree.get(CARD)):
+    listed, card = listed_at(hub, repo, commit, tree), ""
+    if listed and is_text(tree.get(CARD)):
         card = _text(repo, hub.read(repo, CARD, commit))
     return Standing(commit, tree, listed, card)
+
+
+def listed_at(hub: Hub, repo: str, commit: str, tree: Mapping[str, RemoteFile]) -> Contents | None:
+    """The list of ours in a commit, whose `tree` is known; None where there is none."""
+    return contents.read(hub.read(repo, CONTENTS, commit)) if is_text(tree.get(CONTENTS)) else None
 
 
 def _text(repo: str, card: bytes) -> str:
@@ -105,9 +108,14 @@ def _text(repo: str, card: bytes) -> str:
         raise HermetiqError("the card is not UTF-8", where=f"{repo}: {CARD}", remedy="mend it on the Hub") from None
 
 
-def _is_text(file: RemoteFile | None) -> bool:
+def is_text(file: RemoteFile | None) -> bool:
     """Whether it is small enough to be one of our texts; what somebody else put there may be of any size."""
     return file is not None and file.bytes <= typed_json.LARGEST
+
+
+def is_untouched(remote: RemoteFile, listed: Listed) -> bool:
+    """Whether a file holds what our list says."""
+    return (remote.sha256 or remote.blob) in (listed.sha256, listed.blob)
 
 
 def _strangers(repo: str, branches: Mapping[str, Standing]) -> Iterator[Finding]:
@@ -126,7 +134,7 @@ def _changed(repo: str, branches: Mapping[str, Standing]) -> Iterator[Finding]:
     for branch, standing in branches.items():
         for path, listed in standing.listed.files.items() if standing.listed else ():
             remote = standing.tree.get(path)
-            if remote and path != CARD and (remote.sha256 or remote.blob) not in (listed.sha256, listed.blob):
+            if remote and path != CARD and not is_untouched(remote, listed):
                 yield finding(
                     "repo-not-ours", file=f"{repo}@{branch}", field=path, found="a file that was changed by hand",
                     expected="what hermetiq put there",

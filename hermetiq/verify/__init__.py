@@ -3,6 +3,6 @@
 from hermetiq.verification import Check
 from hermetiq.verify.artifact import verify
 from hermetiq.verify.report import ArtifactReport
-from hermetiq.verify.source import open_source
+from hermetiq.verify.source import open_source, require_source
 
-__all__ = ["ArtifactReport", "Check", "open_source", "verify"]
+__all__ = ["ArtifactReport", "Check", "open_source", "require_source", "verify"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hermetiq.errors import HermetiqError
-from hermetiq.publish.split import parts, split
+from hermetiq.manifest import sha256_of
+from hermetiq.publish.split import join, parts, split
 from hermetiq.runtimes.llama_cpp import LlamaCpp
 from tests.oracles.gguf_bytes import parse
 
@@ -44,6 +45,21 @@ def test_every_part_states_its_place_and_holds_its_tensors_bytes(whole: Path, tm
             found[name] = index
     assert list(found) == list(source.tensors)
     assert set(digests) == {tmp_path / part.name for part in planned}
+
+
+def test_joined_again_they_are_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    planned = parts(whole, LIMIT)
+    split(whole, planned, tmp_path, LIMIT)
+    assert join([tmp_path / part.name for part in planned], tmp_path / "joined.gguf") == sha256_of(whole)
+    assert sha256_of(tmp_path / "joined.gguf") == sha256_of(whole)
+
+
+def test_parts_that_belong_to_different_files_are_not_joined(whole: Path, tmp_path: Path) -> None:
+    planned = parts(whole, LIMIT)
+    first, *_ = split(whole, planned, tmp_path, LIMIT)
+    with pytest.raises(HermetiqError, match="another part holds"):
+        join([first, first], tmp_path / "joined.gguf")
+    assert not (tmp_path / "joined.gguf").exists()
 
 
 def test_llama_cpp_loads_the_first_part_and_computes_the_same(whole: Path, tmp_path: Path) -> None:
