@@ -85,7 +85,7 @@ PROOFS = {
     "U61": "publish/test_publish: no_right_and_no_room_are_seen_before_the_first_byte",
     "U62": "test_pipeline: a_folder_with_other_files_is_left_alone; "
     "publish/test_publish: somebody_elses_repo_is_left_alone",
-    "U63": "publish/test_licence: nothing_is_guessed",
+    "U63": "publish/test_licence: what_is_not_known_is_refused",
     "U65": "checkpoint/test_folder: an_odd_card_stops_nothing",
     "U66": "checkpoint/test_open: a_folder_of_gguf_files_names_them",
     "U67": "test_pipeline: kill_minus_nine_leaves_no_final_name",

@@ -24,6 +24,8 @@ from .patience import MEANINGS, SHOWN, TRIES, Missing, ask
 from .plan import MAIN
 from .secrets import redacted
 
+LOOKS: Final = 3
+"""Tries for what is asked before any work is done: without a network that is said in seconds."""
 _BATCH: Final = 256
 """Objects that one request may ask about."""
 T = TypeVar("T")
@@ -168,7 +170,7 @@ class Hub:
     def licence(self, repo: str) -> str | None:
         """What a model's card states as its licence; None where nothing is stated, or the model cannot be seen."""
         try:
-            card = self._ask(repo, lambda: self._api.model_info(repo)).card_data
+            card = self._ask(repo, lambda: self._api.model_info(repo), tries=LOOKS).card_data
         except HermetiqError:
             return None
         stated = card.get("license") if card else None
@@ -191,6 +193,7 @@ class Hub:
         line = (text.splitlines() or [""])[0]
         return redacted(line.replace(token, "[redacted]") if token else line)[:SHOWN]
 
-    def _ask(self, where: str, request: Callable[[], T]) -> T:
+    def _ask(self, where: str, request: Callable[[], T], *, tries: int | None = None) -> T:
         """`patience.ask`, with this Hub's sleep and ticker."""
-        return ask(request, where, clean=self._clean, sleep=self._sleep, tick=self._tick, tries=self._tries)
+        most = self._tries if tries is None else tries
+        return ask(request, where, clean=self._clean, sleep=self._sleep, tick=self._tick, tries=most)

@@ -93,3 +93,10 @@ def test_a_long_tree_is_read_to_its_end(server: HubServer, hub: Hub) -> None:
     assert {path: file.bytes for path, file in found.items() if path != ".gitattributes"} == {
         path: len(data) for path, data in files.items()
     }
+
+
+def test_without_a_network_a_licence_is_soon_unknown() -> None:
+    waits: list[float] = []
+    nowhere = Hub(api=HfApi(endpoint="http://127.0.0.1:9", token=TOKEN), sleep=waits.append)
+    assert nowhere.licence("ada/Fine") is None
+    assert sum(waits) < 5
