@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def verify_published(
         source: the checkpoint it was made from; the model that the release names where None.
         artifacts: which ones, by spec (`gguf:Q4_K_M`) or file; all that lie in the repo without.
         adapter: the LoRA of the export, if it had one.
-        max_kl: as for `verify`.
+        max_kl: as for `verify`; limits of artifacts of the release that are not looked at are let be.
         runtime: as for `verify`.
         init_tags: asked for where rows of tags came from a parent, whose path no manifest holds.
         progress: called with what is being done and the share, 0 to 1, that is done.
@@ -98,7 +98,17 @@ def verify_published(
         # A wrong source is told before anything large is downloaded.
         require_source(Path(repo), found.manifest, opened)
         fetch.lay_out(hub, found, folder, part(progress, 0.0, 0.3))
-        span = part(progress, 0.3, 1.0)
-        return PublishedReports(
-            hold_against(folder, opened, max_kl=max_kl, runtime=runtime, tick=span), found.elsewhere
-        )
+        limits, span = _of_held(max_kl, found), part(progress, 0.3, 1.0)
+        reports = hold_against(folder, opened, max_kl=limits, runtime=runtime, tick=span)
+        return PublishedReports(reports, found.elsewhere)
+
+
+def _of_held(max_kl: MaxKl | None, found: fetch.Found) -> MaxKl | None:
+    """The limits without those for the rest of the release: one recipe serves all of its repos."""
+    if not isinstance(max_kl, Mapping):
+        return max_kl
+    held, others = (
+        {name for spec in specs for name in (spec, spec.partition(":")[0])}
+        for specs in ([item.spec for item in found.manifest.artifacts], found.others)
+    )
+    return {name: limit for name, limit in max_kl.items() if name in held or name not in others}

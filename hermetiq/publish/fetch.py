@@ -59,6 +59,8 @@ class Found:
     held: tuple[Held, ...]
     elsewhere: tuple[str, ...]
     """Artifacts of the release that lie in other repos, by `Artifact.file`."""
+    others: tuple[str, ...]
+    """Specs of all artifacts of the release that are not in `held`."""
 
     @property
     def base_model(self) -> str:
@@ -140,7 +142,8 @@ def find(hub: Hub, repo: str, folder: Path, names: Sequence[str] = ()) -> Found:
     verified = {item.file: manifest.verification[item.file] for item in wanted if item.file in manifest.verification}
     narrowed = replace(manifest, artifacts=wanted, verification=verified, measurement=None)
     narrowed.write(folder)
-    return Found(repo, narrowed, tuple(held), tuple(elsewhere))
+    others = tuple(item.spec for item in manifest.artifacts if item not in wanted)
+    return Found(repo, narrowed, tuple(held), tuple(elsewhere), others)
 
 
 def lay_out(hub: Hub, found: Found, folder: Path, tick: Ticker = silent) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -180,6 +182,50 @@ def test_the_model_that_the_release_names_is_the_source(
     assert called(REPO) == 2
     assert "give --source" in capsys.readouterr().err
     assert nothing_left(tmp_path)
+
+
+@pytest.fixture
+def proven(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How the proof was asked for, and what lay in its folder; it is not made."""
+    seen: list[dict[str, Any]] = []
+
+    def hold_against(folder: Path, source: object, **options: Any) -> tuple[()]:
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        seen.append({"source": source, "files": files, **options})
+        return ()
+
+    monkeypatch.setattr(api, "open_source", lambda folder, path, **options: path)
+    monkeypatch.setattr(api, "require_source", lambda folder, manifest, source: None)
+    monkeypatch.setattr(api, "hold_against", hold_against)
+    return seen
+
+
+def test_the_commands_of_the_documentation_run(
+    tmp_path: Path, here: HubServer, proven: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
+    commands = [line.split() for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in text.splitlines()]
+    small_export(tmp_path / "out", SPECS)
+    release(here, tmp_path / "out", layout=Layout.per_format)
+    monkeypatch.chdir(tmp_path)
+    for program, command, *arguments in commands:
+        assert (program, command) == ("hermetiq", "verify")
+        assert called(*arguments) == 0
+    gguf, exl2 = proven
+    assert (gguf["source"], gguf["files"]) == ("ada/Fine", {"hermetiq.json", "gguf/Hermes-Q4_K_M.gguf"})
+    folders = {path.partition("/")[0] for path in exl2["files"]}
+    assert (exl2["source"], folders) == ("model", {"hermetiq.json", "exl2-4.65bpw", "exl2-3.0bpw"})
+    assert nothing_left(tmp_path)
+
+
+def test_limits_of_other_repos_are_let_be(tmp_path: Path, here: HubServer, proven: list[dict[str, Any]]) -> None:
+    small_export(tmp_path / "out", SPECS)
+    release(here, tmp_path / "out", layout=Layout.per_format)
+    limits = {"gguf": 0.5, "gguf:Q4_K_M": 0.6, "gptq": 0.7, "exl2:3.0bpw": 0.8, "gguf:Q4_KM": 0.9}
+    done = api.verify_published(f"{REPO}-GGUF", "model", max_kl=limits)
+    # The misspelt one stays, to be refused.
+    assert proven[0]["max_kl"] == {"gguf": 0.5, "gguf:Q4_K_M": 0.6, "gguf:Q4_KM": 0.9}
+    assert len(done.elsewhere) == len(SPECS) - 2
 
 
 @pytest.mark.parametrize(
