@@ -29,7 +29,7 @@ from tqdm import tqdm
 from hermetiq.errors import HermetiqError
 
 from .results import Score
-from .task_files import asks_for_remote_code, require_data
+from .task_files import asks_for_remote_code, mentioned, require_data
 
 BATCH: Final = 4
 """Questions computed side by side, the same for every model: rounding depends on it."""
@@ -120,10 +120,9 @@ class _Model(HFLM):  # type: ignore[misc]
 
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
     """The harness's index of tasks: of `folder` alone where that has all of them, since its own takes seconds."""
-    manager = None
-    if folder:
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
-    if manager is None or not {*names} <= {*manager.all_tasks}:
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
+    known = [entry.cfg for entry in manager.task_index.values()] if manager else []
+    if manager is None or not {*names, *mentioned(known)} <= {*manager.all_tasks}:
         manager = TaskManager(include_path=str(folder) if folder else None)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         remedy = "`lm-eval ls tasks` lists those of the harness; --tasks-path DIR adds your own"

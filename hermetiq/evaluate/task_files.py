@@ -48,6 +48,12 @@ def asks_for_remote_code(config: Any) -> bool:
     return any(mapping.get(REMOTE) for mapping in _mappings(config))
 
 
+def mentioned(config: Any) -> set[str]:
+    """Names of tasks and groups in a configuration: its own, and those of the members of a group."""
+    stated = [mapping.get(key) for mapping in _mappings(config) for key in ("task", "group")]
+    return {name for each in stated for name in (each if isinstance(each, list) else [each]) if isinstance(name, str)}
+
+
 class _DataLoader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without anything that runs."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,13 @@ from hermetiq import cli
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.errors import HermetiqError
 from hermetiq.evaluate import Evaluation, evaluate
+from hermetiq.evaluate.results import Score
 from hermetiq.manifest import EVALUATION, Manifest
 from hermetiq.verify import native
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed; `make test-eval` installs it")
 
+from lm_eval.tasks import TaskManager  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from hermetiq.evaluate import harness  # noqa: E402
@@ -116,6 +119,27 @@ def test_an_artifact_that_does_not_fit_is_told(
     assert Evaluation.read(folder) == found
 
 
+def test_models_end_at_the_stops_and_a_cut_keeps_what_was_measured(
+    out: Path, trained_hermes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(EVALUATION)))
+    stops = []
+
+    def scores(suite: Suite, model: Any, tokenizer: Any, **how: Any) -> tuple[Score, ...]:
+        stops.append(model.generation_config.eos_token_id)
+        if len(stops) == 3:
+            raise KeyboardInterrupt
+        return ()
+
+    monkeypatch.setattr(Suite, "scores", scores)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, open_checkpoint(trained_hermes), ["hermes_choice"], tasks_path=TASKS)
+    assert stops == [list(Manifest.read(folder).source.contract.stop_ids)] * 3
+    kept = Evaluation.read(folder)
+    assert kept is not None
+    assert [item.file for item in kept.artifacts] == ["gguf/tiny-hermes-Q8_0.gguf"]
+
+
 def test_a_source_that_does_not_fit_is_refused(
     out: Path, trained_hermes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +163,19 @@ def test_a_wrong_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         Suite(["hermes_choice", "hermes_chioce"], folder=TASKS, allow_code=False)
     with pytest.raises(HermetiqError, match="no task"):
         Suite([], folder=TASKS, allow_code=False)
+
+
+def test_a_group_may_have_tasks_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the harness's own are looked at too; here they are those of the tests."""
+
+    def manager(include_path: str | None, include_defaults: bool = True) -> TaskManager:
+        paths = [str(TASKS)] * include_defaults + [include_path or []]
+        return TaskManager(include_path=paths, include_defaults=False)
+
+    monkeypatch.setattr(harness, "TaskManager", manager)
+    (tmp_path / "own.yaml").write_text("group: own\ntask: [hermes_choice, {task: hermes_answer, num_fewshot: 1}]\n")
+    suite = Suite(["own"], folder=tmp_path, allow_code=False)
+    assert suite.names == ["own"]
 
 
 DATA = f"dataset_kwargs: {{data_files: {{test: {TASKS / 'hermes_choice.jsonl'}}}}}\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hermetiq.errors import HermetiqError
-from hermetiq.evaluate.task_files import asks_for_remote_code, require_data
+from hermetiq.evaluate.task_files import asks_for_remote_code, mentioned, require_data
 
 METRICS = {"acc", "acc_norm", "exact_match"}
 
@@ -77,3 +77,9 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
 )
 def test_remote_code_is_seen_at_any_depth(config: object, asks: bool) -> None:
     assert asks_for_remote_code(config) is asks
+
+
+def test_the_members_of_groups_are_mentioned() -> None:
+    own: list[object] = ["arc_easy", {"task": "b", "num_fewshot": 5}, {"group": "c", "task": ["d"]}, {"group": "e"}]
+    own.append(own)
+    assert mentioned([{"group": "a", "task": own}, {"task": "f"}, None]) == {*"abcdef", "arc_easy"}
