@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hermetiq import __version__, cli
+from hermetiq import __version__, cli, screen
 from hermetiq.rules import RULES
 from tests.fixtures.models import copy_of, tiny_checkpoint
 
@@ -184,11 +184,11 @@ def test_unusable_input_is_one_error_with_nothing_written(hermetiq: Program, her
 
 
 def test_control_characters_of_a_file_never_reach_the_terminal() -> None:
-    assert cli.escape("a\x1b[31mb[bold]\n") == "a\\x1b[31mb\\[bold]\n"
+    assert screen.escape("a\x1b[31mb[bold]\n") == "a\\x1b[31mb\\[bold]\n"
 
 
 def test_text_of_a_checkpoint_never_looks_like_a_line_of_ours() -> None:
-    assert cli.one_line("a\nerror: b\t[red]") == "a\\nerror: b \\[red]"
+    assert screen.one_line("a\nerror: b\t[red]") == "a\\nerror: b \\[red]"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hermetiq import cli
+from hermetiq import screen
 from hermetiq.evaluate import Evaluation, tables
 from hermetiq.evaluate.results import Evaluated, Score
 from tests.evaluate.test_results import score
@@ -58,7 +58,7 @@ def test_a_part_of_the_questions_is_said_to_be_one() -> None:
 
 def test_the_terminal_shows_names_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = score("[red]arc[/]\nnote all is well\x1b[2J")
-    cli.show_evaluation(replace(evaluation((hostile,), (hostile,)), notes=("b.gguf was not evaluated: [bold]",)))
+    screen.show_evaluation(replace(evaluation((hostile,), (hostile,)), notes=("b.gguf was not evaluated: [bold]",)))
     shown = capsys.readouterr()
     assert r"[red]arc[/]\nnote all is well\x1b[2J" in shown.out
     assert "q0.gguf" in shown.out

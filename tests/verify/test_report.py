@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from hermetiq import cli
+from hermetiq import screen
 from hermetiq.manifest import Artifact
 from hermetiq.verification import TurnEnd, Verification
 from hermetiq.verify import ArtifactReport
@@ -27,7 +27,7 @@ def report(figures: dict[str, float], ends: Sequence[TurnEnd] = ENDS) -> Artifac
 
 
 def test_the_worst_ends_are_named_the_largest_loss_first(capfd: pytest.CaptureFixture[str]) -> None:
-    cli.show_reports([report({"smoke_prompts": 8, "smoke_agreed": 8, "stop_rate": 0.875})])
+    screen.show_reports([report({"smoke_prompts": 8, "smoke_agreed": 8, "stop_rate": 0.875})])
     head, *worst = [line for line in capfd.readouterr().out.splitlines() if "turn ends" in line or " nats, " in line]
     assert head == (
         "m-Q4_K_M.gguf: the terminator is the first choice at 2 of 6 turn ends (source 5); "
@@ -41,14 +41,14 @@ def test_the_worst_ends_are_named_the_largest_loss_first(capfd: pytest.CaptureFi
 
 
 def test_what_did_not_answer_is_said_to_be_unasked(capfd: pytest.CaptureFixture[str]) -> None:
-    cli.show_reports([report({"smoke_unasked": 8})])
+    screen.show_reports([report({"smoke_unasked": 8})])
     shown = capfd.readouterr().out
     assert "in free generation it was not asked" in shown
     assert " nan" not in shown.split("m-Q4_K_M.gguf: ")[1]
 
 
 def test_an_artifact_without_turn_ends_says_nothing_of_them(capfd: pytest.CaptureFixture[str]) -> None:
-    cli.show_reports([report({}, ())])
+    screen.show_reports([report({}, ())])
     assert "turn ends" not in capfd.readouterr().out
 
 
