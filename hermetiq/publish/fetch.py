@@ -12,8 +12,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -101,8 +102,13 @@ def workplace(repo: str) -> Iterator[Path]:
         raise HermetiqError(what, where=repo, remedy="unset HF_HUB_OFFLINE, or give the folder of an export")
     beside = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="verify-", dir=beside) as folder:
-        yield Path(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="verify-", dir=beside) as folder:
+            yield Path(folder)
+    finally:
+        # Nothing was downloaded, perhaps since there is no such repo: the library would take it for a damaged one.
+        with suppress(OSError):
+            beside.rmdir()
 
 
 def find(hub: Hub, repo: str, folder: Path, names: Sequence[str] = ()) -> Found:
@@ -120,18 +126,19 @@ def find(hub: Hub, repo: str, folder: Path, names: Sequence[str] = ()) -> Found:
     if heads is None:
         what = "no such folder here, and no such repo on the Hub"
         raise HermetiqError(what, where=repo, remedy=f"{_REMEDY}; for a private one run `hf auth login`")
-    main = _branch(hub, repo, MAIN, heads)
+
+    @cache
+    def branch(name: str) -> _Branch | None:
+        return _branch(hub, repo, name, heads)
+
+    main = branch(MAIN)
     if main is None:
         raise HermetiqError("hermetiq did not publish this repo", where=repo, remedy=_REMEDY)
     manifest = _manifest(hub, repo, main, folder)
-    branches: dict[str, _Branch | None] = {MAIN: main}
     held, elsewhere = [], []
     for artifact in _chosen(repo, manifest, names):
-        for name in branches_of(artifact):
-            if name not in branches:
-                branches[name] = _branch(hub, repo, name, heads)
-        found = next((found for name in branches_of(artifact) if (found := _held(artifact, branches[name]))), None)
-        if found:
+        places = (_held(artifact, branch(name)) for name in branches_of(artifact))
+        if found := next(filter(None, places), None):
             held.append(found)
         else:
             elsewhere.append(artifact.file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,9 +15,11 @@ from huggingface_hub import HfApi, constants
 
 from hermetiq import cli
 from hermetiq.api import verify as api
+from hermetiq.calibration.heldout import held_out_chats
 from hermetiq.errors import CheckFailed, HermetiqError
 from hermetiq.manifest import Manifest
 from hermetiq.publish import Hub, Layout, fetch, prepare, publish, run
+from hermetiq.verify import reference
 from tests.publish.hub_server import TOKEN, Fault, HubServer, Stored
 from tests.publish.release import SPECS, passed, small_export
 
@@ -82,12 +86,17 @@ def called(*arguments: object) -> int:
 
 
 def nothing_left(tmp_path: Path) -> bool:
-    return not list((tmp_path / "cache").rglob("verify-*"))
+    """Whether the cache holds whole repos and nothing else."""
+    repos = list((tmp_path / "cache").glob("models--*"))
+    return all((repo / "snapshots").is_dir() and not list(repo.glob("verify-*")) for repo in repos)
 
 
 def test_a_split_gguf_is_proven_from_its_parts(
-    exported_hermes: Path, trained_hermes: Path, tmp_path: Path, here: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+    exported_hermes: Path, trained_hermes: Path, tmp_path: Path, here: HubServer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    # A few chats do: how much they prove is no matter here.
+    monkeypatch.setattr(reference, "held_out_chats", lambda: held_out_chats()[::8])
     made = Manifest.read(exported_hermes)
     artifact = next(each for each in made.artifacts if each.spec == "gguf:Q8_0")
     (tmp_path / "out" / "gguf").mkdir(parents=True)
@@ -292,9 +301,10 @@ def test_a_repo_of_somebody_else_is_refused(
     assert asked_for(here) <= {"main:hermetiq-files.json"}
 
 
-def test_no_repo_and_no_folder(here: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_repo_and_no_folder(tmp_path: Path, here: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert called("out/demo", "--source", "x") == 2
     assert "no such folder here, and no such repo on the Hub" in capsys.readouterr().err
+    assert nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -331,4 +341,20 @@ def test_a_lost_connection_is_given_up_soon(
     assert called(REPO) == 2
     assert "the connection to the Hub was lost" in capsys.readouterr().err
     assert sum(waits) < 10
+    assert nothing_left(tmp_path)
+
+
+def test_a_disk_without_hard_links_is_told(
+    tmp_path: Path, here: HubServer, proven: list[object], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def link(*paths: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    small_export(tmp_path / "out", SPECS)
+    release(here, tmp_path / "out")
+    monkeypatch.setattr(os, "link", link)
+    assert called(REPO) == 2
+    assert "set HF_HUB_CACHE to a folder on a disk with hard links" in capsys.readouterr().err
+    assert proven == []
     assert nothing_left(tmp_path)
