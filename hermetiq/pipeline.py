@@ -196,10 +196,10 @@ def export(
     )
     # Before the manifest: whatever it does not name would be a stranger to the next export.
     clear(earlier - files_of(manifest, folder), folder)
+    watch.keep(folder, "export")
     manifest.write(folder)
     if journal:
         journal.remove()
-    watch.keep(folder, "export")
     return manifest
 
 

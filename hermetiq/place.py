@@ -126,7 +126,7 @@ def _ours(path: Path, folder: Path, job: Job) -> bool:
     if path.is_symlink():
         return False
     name = path.relative_to(folder).as_posix().removesuffix(_PARTIAL)
-    return name in {FILE, measurement.FILE, *job.gguf} or name.rpartition("/")[0] in job.folders
+    return name in {FILE, measurement.FILE, *BESIDE, *job.gguf} or name.rpartition("/")[0] in job.folders
 
 
 def _earlier(folder: Path) -> set[Path]:

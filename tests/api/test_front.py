@@ -19,8 +19,8 @@ from hermetiq.api.publish import prepare_release, publish
 from hermetiq.api.verify import verify
 from hermetiq.release_recipe import ReleaseRecipe
 
-SHOWN = {"as_json", "dry_run", "junit", "recipe"}
-"""How a command shows what it did, and where it takes its options from."""
+SHOWN = {"artifact", "as_json", "dry_run", "junit", "recipe"}
+"""How a command shows what it did and where it takes its options from; a published repo has a function of its own."""
 OPTIONS = {"export": ExportOptions.__annotations__, "publish": PublishOptions.__annotations__}
 
 
