@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
+from huggingface_hub.constants import ENDPOINT
+
 from hermetiq.chat.contract import ChatContract
 from hermetiq.chat.template import RenderRequest, render_each
 from hermetiq.errors import HermetiqError
@@ -29,7 +31,6 @@ from .markdown import block, code, plain, table, without_paths
 from .own_text import CLOSE, OPEN
 from .plan import Branch, Plan, Repo
 
-HUB: Final = "https://huggingface.co"
 _CHAT: Final = (
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
@@ -93,7 +94,7 @@ def _opening(release: Release, repo: Repo) -> str:
     names = " and ".join(usage.FORMATS[format] for format in repo.formats)
     source = plain(release.manifest.source.name)
     if release.base_model:
-        source = f"[{plain(release.base_model)}]({HUB}/{release.base_model})"
+        source = f"[{plain(release.base_model)}]({ENDPOINT}/{release.base_model})"
     lines = [
         f"# {plain(repo.id.partition('/')[2])}",
         f"{source} as {names}, quantized{'' if unproven else ' and verified'} by hermetiq {release.manifest.hermetiq}.",
@@ -104,7 +105,7 @@ def _opening(release: Release, repo: Repo) -> str:
         lines.append(f"> **Published against the checks.** Reason given: {plain(release.forced)}.{what}")
     others = [other.id for other in release.plan.repos if other.id != repo.id]
     if others:
-        lines.append("Other formats: " + ", ".join(f"[{plain(each)}]({HUB}/{each})" for each in others) + ".")
+        lines.append("Other formats: " + ", ".join(f"[{plain(each)}]({ENDPOINT}/{each})" for each in others) + ".")
     return "\n\n".join(lines)
 
 
@@ -113,7 +114,7 @@ def _files(release: Release, repo: Repo) -> str:
     for branch, artifact in release.artifacts(repo):
         verification = release.manifest.verification.get(artifact.file)
         report = None if verification is None else ArtifactReport(artifact, verification)
-        link = f"[{code(_shown(branch, artifact))}]({HUB}/{repo.id}/tree/{branch.name})"
+        link = f"[{code(_shown(branch, artifact))}]({ENDPOINT}/{repo.id}/tree/{branch.name})"
         figures = ["-"] * 4
         if report:
             figures = [_number(report.kl, "{:.4f}"), _number(report.top1, "{:.1%}"),
@@ -224,7 +225,7 @@ def _linked(name: str) -> str:
     """A parent by its Hub id; of a path only the last part."""
     shown = without_paths(name)
     is_id = shown == name and name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    return f"[{plain(name)}]({HUB}/{name})" if is_id and " " not in name else plain(PurePosixPath(shown).name)
+    return f"[{plain(name)}]({ENDPOINT}/{name})" if is_id and " " not in name else plain(PurePosixPath(shown).name)
 
 
 def _shown(branch: Branch, artifact: Artifact) -> str:

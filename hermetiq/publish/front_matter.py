@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from huggingface_hub import ModelCardData
+from huggingface_hub.constants import ENDPOINT
 
 from .licence import Licence
 
@@ -46,7 +47,7 @@ def front_matter(
         base_model=base_model,
         base_model_relation="quantized" if base_model else None,
         license=licence.name,
-        license_link=f"https://huggingface.co/{base_model}" if linked else None,
+        license_link=f"{ENDPOINT}/{base_model}" if linked else None,
         library_name=library,
         pipeline_tag="text-generation",
         tags=list(dict.fromkeys(tags)),

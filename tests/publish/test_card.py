@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import ENDPOINT
 
 from hermetiq.errors import HermetiqError
 from hermetiq.manifest import Calibration, Manifest
@@ -77,12 +78,9 @@ def test_the_hub_reads_the_front_matter_back(written: dict[str, str], repo: str,
 
 
 def test_every_artifact_has_its_line_of_figures(written: dict[str, str]) -> None:
-    assert (
-        "| [`Hermes-Q4_K_M.gguf`](https://huggingface.co/ada/Hermes-GGUF/tree/main) | `gguf:Q4_K_M` |"
-        in written["GGUF"]
-    )
+    assert f"| [`Hermes-Q4_K_M.gguf`]({ENDPOINT}/ada/Hermes-GGUF/tree/main) | `gguf:Q4_K_M` |" in written["GGUF"]
     assert "| 4.50 | 0.0123 | 98.7% | -0.010 | 12/12 |" in written["GGUF"]
-    assert "[`3.0bpw`](https://huggingface.co/ada/Hermes-EXL2/tree/3.0bpw)" in written["EXL2"]
+    assert f"[`3.0bpw`]({ENDPOINT}/ada/Hermes-EXL2/tree/3.0bpw)" in written["EXL2"]
     assert "tree/gptq-8bit-g128" in written["GPTQ"]
 
 
