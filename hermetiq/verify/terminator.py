@@ -87,4 +87,5 @@ def _shown(text: str) -> str:
         if len(spelled) + len(shown) > LONGEST_TEXT:
             break
         shown = spelled + shown
-    return shown
+    # The first token may be the last bytes of a character.
+    return shown.lstrip("\N{REPLACEMENT CHARACTER}")

@@ -13,7 +13,7 @@ from hermetiq.verify.reference import Reference
 from hermetiq.verify.terminator import CHOICES, never_stops, source_check, turn_end_findings
 from tests.verify.test_smoke import CONTRACT
 
-TEXTS = {1: "A cut ", 2: "line\n", 3: "日本", 4: "\x1b[31m", 5: "x" * 80}
+TEXTS = {1: "\N{REPLACEMENT CHARACTER}A cut ", 2: "line\n", 3: "日本", 4: "\x1b[31m", 5: "x" * 80}
 ASKED = Reference(CONTRACT, ((1, 2, 90), (5, 3, 4, 90)), ((0, 1), (1, 2)), (), (), (), ())
 
 
