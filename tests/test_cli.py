@@ -216,7 +216,9 @@ def test_a_reader_that_goes_away_is_no_fault(small: Path) -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 1.0])
 def test_an_interrupt_ends_the_program_whatever_it_is_loading(small: Path, seconds: float) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "hermetiq", "inspect", small], stderr=subprocess.PIPE)
+    # Of all commands this one loads most, for seconds.
+    command = [sys.executable, "-m", "hermetiq", "export", small, "out", "--to", "gptq:4bit-g64", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

@@ -302,7 +302,7 @@ def test_a_repo_of_somebody_else_is_refused(
 
 
 def test_no_repo_and_no_folder(tmp_path: Path, here: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert called("out/demo", "--source", "x") == 2
+    assert called("nobody/nothing", "--source", "x") == 2
     assert "no such folder here, and no such repo on the Hub" in capsys.readouterr().err
     assert nothing_left(tmp_path)
 
