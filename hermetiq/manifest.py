@@ -149,6 +149,11 @@ class Manifest:
         """The document as JSON values."""
         return asdict(self)
 
+    def verified(self, artifact: Artifact) -> Verification | None:
+        """What was found out about the artifact as it is now; None where it was not, or other bytes were verified."""
+        found = self.verification.get(artifact.file)
+        return found if found and found.sha256 == artifact.sha256 else None
+
     def with_verification(self, file: str, verification: Verification) -> Self:
         """The same manifest that also knows what was found about `file`."""
         return replace(self, verification={**self.verification, file: verification})

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from hermetiq.errors import Finding
 from hermetiq.progress import Ticker
+from hermetiq.units import size
 
 if TYPE_CHECKING:
     from hermetiq.doctor import Line
@@ -151,10 +152,6 @@ def show_files(manifest: Manifest, folder: Path) -> None:
         if item.widths:
             out.print(f"{item.file}: {item.nominal_bpw:.3f} bits per weight of its blocks; expected KL "
                       f"{item.expected_kl:.4f}")  # fmt: skip
-
-
-def size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def show_reports(reports: Sequence[ArtifactReport]) -> None:

@@ -15,7 +15,7 @@ ENGINES = ("calibration", "formats", "quantize")
 
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
-    {"hermetiq.errors", "hermetiq.model", "hermetiq.progress"},
+    {"hermetiq.errors", "hermetiq.model", "hermetiq.progress", "hermetiq.units"},
     {"hermetiq.machine", "hermetiq.typed_json"},
     {"hermetiq.rules"},
     {"hermetiq.cases"},

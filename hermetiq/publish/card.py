@@ -20,6 +20,7 @@ from hermetiq.errors import HermetiqError
 from hermetiq.evaluate import Evaluation
 from hermetiq.manifest import Artifact, Manifest
 from hermetiq.quantize.spec import parse
+from hermetiq.units import size
 from hermetiq.verify import ArtifactReport
 
 from . import usage
@@ -112,14 +113,14 @@ def _opening(release: Release, repo: Repo) -> str:
 def _files(release: Release, repo: Repo) -> str:
     rows = []
     for branch, artifact in release.artifacts(repo):
-        verification = release.manifest.verification.get(artifact.file)
+        verification = release.manifest.verified(artifact)
         report = None if verification is None else ArtifactReport(artifact, verification)
         link = f"[{code(_shown(branch, artifact))}]({ENDPOINT}/{repo.id}/tree/{branch.name})"
         figures = ["-"] * 4
         if report:
             figures = [_number(report.kl, "{:.4f}"), _number(report.top1, "{:.1%}"),
                        _number(report.terminator, "{:+.3f}"), report.stops]  # fmt: skip
-        rows.append([link, code(artifact.spec), _size(artifact.bytes), f"{artifact.bpw:.2f}", *figures])
+        rows.append([link, code(artifact.spec), size(artifact.bytes), f"{artifact.bpw:.2f}", *figures])
     head = ("file or branch", "recipe", "size", "bits per weight", "KL", "top-1", "terminator", "stops")
     legend = (
         "KL: mean divergence from the source's next-token distribution, in nats per token, on held-out chats. Top-1: "
@@ -178,7 +179,7 @@ def _checks(release: Release, repo: Repo) -> str:
     listed = []
     notes: dict[str, None] = {}
     for branch, artifact in release.artifacts(repo):
-        verification = release.manifest.verification.get(artifact.file)
+        verification = release.manifest.verified(artifact)
         checks = verification.checks if verification else ()
         passed = sum(check.passed for check in checks)
         failed = [f"{code(check.name)}: {plain(check.reason)}" for check in checks if not check.passed]
@@ -234,7 +235,3 @@ def _shown(branch: Branch, artifact: Artifact) -> str:
 
 def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

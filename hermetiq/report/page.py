@@ -21,6 +21,7 @@ from hermetiq.quantize.ladder import LADDER
 from hermetiq.quantize.spec import parse
 from hermetiq.report.charts import KINDS, Grid, Point, Scatter, before_after, by_layer, quality
 from hermetiq.stages import Stages
+from hermetiq.units import size
 from hermetiq.verification import Check, TurnEnd, Verification
 from hermetiq.verify.report import ArtifactReport
 
@@ -74,6 +75,7 @@ def render(manifest: Manifest, stages: Stages) -> str:
     """The page as text; the same manifest and stages make the same bytes."""
     sections = tuple(_section(manifest, artifact) for artifact in manifest.artifacts)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["size"] = size
     template = environment.from_string(files("hermetiq.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         manifest=manifest,
@@ -85,9 +87,8 @@ def render(manifest: Manifest, stages: Stages) -> str:
 
 
 def _section(manifest: Manifest, artifact: Artifact) -> Section:
-    found = manifest.verification.get(artifact.file)
-    verified = found is not None and found.sha256 == artifact.sha256
-    told = ArtifactReport(artifact, found if found and verified else Verification(artifact.sha256, (), {}))
+    found = manifest.verified(artifact)
+    told = ArtifactReport(artifact, found or Verification(artifact.sha256, (), {}))
     kind = parse(artifact.spec).format
     ends = [
         Point(end.source_logprob, end.artifact_logprob, end.text, kind, good=True)
@@ -100,7 +101,7 @@ def _section(manifest: Manifest, artifact: Artifact) -> Section:
         name=artifact.spec,
         kind=kind,
         told=told,
-        verified=verified,
+        verified=found is not None,
         ends=before_after(ends) if ends else None,
         errors=by_layer(errors, log=True, unit="of the output's energy") if errors else None,
         widths=by_layer(bits, log=False, unit="bits") if bits else None,
