@@ -125,6 +125,15 @@ def test_calibration_provenance_and_reasons_stand_on_the_card(tmp_path: Path) ->
     assert "/home" not in text
 
 
+def test_figures_of_other_bytes_are_not_shown(tmp_path: Path) -> None:
+    made = small_export(tmp_path, ("awq:4bit-g64",))
+    (found,) = made.verification.values()
+    replace(made, verification={"awq-4bit-g64": replace(found, sha256="0" * 64)}).write(tmp_path)
+    text = cards(tmp_path, force="for a bug report")["AWQ"]
+    assert "`awq-4bit-g64`: other bytes were verified" in text
+    assert "0.0123" not in text
+
+
 def test_a_model_that_is_on_no_hub_has_no_base(tmp_path: Path) -> None:
     small_export(tmp_path, SPECS[:1])
     data = ModelCard(cards(tmp_path, base_model="none")["GGUF"]).data.to_dict()
