@@ -90,14 +90,22 @@ def _config(
         "vocab_size": contract.rows,
         "tie_word_embeddings": model.tied and quantization.get("quant_method") not in OWN_HEAD,
         "rope_theta": model.rope_theta,
-        # Early readers of transformers 4 accept two keys only, `type` and `factor`: a source that has them keeps them.
-        "rope_scaling": own.get("rope_scaling") or scaling,
+        "rope_scaling": own["rope_scaling"] if _is_early(own.get("rope_scaling")) else scaling,
         "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": model.rope_theta},
         "dtype": dtype,
         "torch_dtype": dtype,
         **({"quantization_config": dict(quantization)} if quantization else {}),
     }
     return _without(own, *_PERSONAL) | stated
+
+
+def _is_early(scaling: Mapping[str, Any] | None) -> bool:
+    """Whether a scaling is spelled for early readers of transformers 4, who accept `type` and `factor` alone.
+
+    Any other is written anew, under `rope_type`: some transformers wrote both names, which exllamav2 refuses, and yarn
+    without the length that exllamav2 asks for.
+    """
+    return scaling is not None and scaling.keys() == {"type", "factor"} and scaling["type"] in ("linear", "dynamic")
 
 
 def _generation(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, Any]:

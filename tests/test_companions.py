@@ -134,6 +134,26 @@ def test_merges_of_tokens_with_a_space_stay_pairs(bpe: Path, tmp_path: Path) -> 
     assert companions(source, derive(source), {})["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [
+        ({"type": "linear", "factor": 2.0}, {"type": "linear", "factor": 2.0}),
+        ({"type": "linear", "rope_type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {"type": "yarn", "factor": 2.0},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
+        ),
+        ({"rope_type": "default"}, None),
+    ],
+)
+def test_scaling_of_the_rotary_embedding_has_one_name(
+    bpe: Path, tmp_path: Path, stated: dict[str, object], written: dict[str, object] | None
+) -> None:
+    source = copy_of(bpe, tmp_path / "m")
+    edit_json(source / "config.json", rope_scaling=stated)
+    assert documents(source)["config.json"]["rope_scaling"] == written
+
+
 def test_both_generations_of_transformers_read_the_configuration(bpe: Path, tmp_path: Path) -> None:
     source = copy_of(bpe, tmp_path / "m")
     config = json.loads((source / "config.json").read_text())
