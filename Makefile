@@ -23,8 +23,8 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 demo: .venv/base  ## the main job on a real chat model, offline
 	$(BIN)/hermetiq demo out/demo
 
-test: .venv/dev  ## every test
-	$(BIN)/pytest
+test: .venv/dev  ## every test; a process of one thread on each core, and no more than four
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 fuzz: .venv/dev  ## inspect on 20,000 broken checkpoints; a share of them is part of every test run
 	$(BIN)/python -m tests.fuzz --cases 20000

@@ -140,6 +140,6 @@ def test_the_proof_of_an_answer_is_a_test_that_exists(number: str) -> None:
         assert f"test_{name}" in functions(file), proof
 
 
-@pytest.mark.parametrize("rule", {rule for case in CASES.values() for rule in case.rules})
+@pytest.mark.parametrize("rule", sorted({rule for case in CASES.values() for rule in case.rules}))
 def test_every_rule_of_a_case_is_broken_by_some_test(rule: str) -> None:
     assert any(re.search(rf"(?<![\w-]){rule}(?![\w-])", source) for source in sources())
