@@ -9,15 +9,18 @@ import torch
 
 from hermetiq.pipeline import export, prepare
 from hermetiq.quantize.spec import parse
+from tests.fixtures import elsewhere
 from tests.fixtures.hermes import trained_checkpoint
 from tests.fixtures.models import tiny_checkpoint
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that solvers and walk must work on; `-m gpu` takes CUDA alone."""
+    """Each device that solvers and walk must work on (`fixtures/elsewhere.py`); `-m gpu` takes CUDA alone."""
+    if request.param == "elsewhere":
+        return elsewhere.device()
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine: only the CPU was tested")
+        pytest.skip("no CUDA device on this machine")
     return torch.device(request.param)
 
 
