@@ -99,13 +99,17 @@ def _config(
     return _without(own, *_PERSONAL) | stated
 
 
-def _is_early(scaling: Mapping[str, Any] | None) -> bool:
+def _is_early(scaling: object) -> bool:
     """Whether a scaling is spelled for early readers of transformers 4, who accept `type` and `factor` alone.
 
     Any other is written anew, under `rope_type`: some transformers wrote both names, which exllamav2 refuses, and yarn
     without the length that exllamav2 asks for.
     """
-    return scaling is not None and scaling.keys() == {"type", "factor"} and scaling["type"] in ("linear", "dynamic")
+    return (
+        isinstance(scaling, Mapping)
+        and scaling.keys() == {"type", "factor"}
+        and scaling["type"] in ("linear", "dynamic")
+    )
 
 
 def _generation(checkpoint: Checkpoint, contract: ChatContract) -> dict[str, Any]:

@@ -144,10 +144,11 @@ def test_merges_of_tokens_with_a_space_stay_pairs(bpe: Path, tmp_path: Path) -> 
             {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
         ),
         ({"rope_type": "default"}, None),
+        ([], None),
     ],
 )
 def test_scaling_of_the_rotary_embedding_has_one_name(
-    bpe: Path, tmp_path: Path, stated: dict[str, object], written: dict[str, object] | None
+    bpe: Path, tmp_path: Path, stated: object, written: dict[str, object] | None
 ) -> None:
     source = copy_of(bpe, tmp_path / "m")
     edit_json(source / "config.json", rope_scaling=stated)
