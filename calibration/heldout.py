@@ -1,4 +1,7 @@
-"""The chats that verification reads: written for this project, so no model was trained or calibrated on them."""
+"""Chats to verify on and chats to settle on: written for this project, so no model was trained or calibrated on them.
+
+They are two sets, because an artifact whose gains were settled on the chats that measure it would measure too well.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,14 @@ from .corpus import Chat, read_jsonl
 
 @cache
 def held_out_chats() -> tuple[Chat, ...]:
-    """The built-in chats: about 7,500 tokens and 120 assistant turns in ChatML under the Mistral tokenizer."""
-    text = files(__package__).joinpath("heldout.jsonl").read_text(encoding="utf-8")
-    return tuple(document for document in read_jsonl(text, "heldout.jsonl") if isinstance(document, Chat))
+    """What `verify` measures on: about 7,500 tokens and 120 assistant turns in ChatML under the Mistral tokenizer."""
+    return _chats("heldout.jsonl")
+
+
+@cache
+def settling_chats() -> tuple[Chat, ...]:
+    """What the final norm's gains are settled on: 130 assistant turns, about 8,800 tokens counted likewise."""
+    return _chats("settling.jsonl")
 
 
 def smoke_prompts() -> tuple[str, ...]:
@@ -41,6 +49,11 @@ def turn_ends(
     terminators = [position for position, token in enumerate(ids) if token == terminator_id]
     closing = [list(prompt).count(terminator_id) for prompt in prompts]
     return [terminators[number] - 1 for number in closing if number < len(terminators)]
+
+
+def _chats(name: str) -> tuple[Chat, ...]:
+    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return tuple(document for document in read_jsonl(text, name) if isinstance(document, Chat))
 
 
 _SMOKE_PROMPTS = (

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
+from hermetiq.lanes import Lanes, lanes
 from hermetiq.model import HEAD, block_prefix
 
 from .activations import refuse_broken, refuse_overflow
 from .sensitivity import Disturb, Probes
 from .statistics import Statistics
-from .sums import Precision, Sums, largest, layers, products
+from .sums import Addend, Precision, Sums, largest, products
 from .walk import Load, Walk, batched, head_matrix
 
 
@@ -94,20 +97,21 @@ def observe(
     states = walk.embed(rows, batches)
     real = [_real(state, [len(rows[row]) for row in batch]) for state, batch in zip(states, batches, strict=True)]
     _check_embedding(states, real)
-    calibration = _Calibration(walk, states, real, visit, precision, first_token_weight, sequential)
     probes = Probes(walk, probe_rows, disturb) if disturb is not None else None
-    for index, block in enumerate(walk.blocks()):
-        if probes is not None:
-            probes.advance(index, block)
-        if index < start:
-            calibration.run(index, block, replaced(index) if replaced else {})
-        else:
-            calibration.show(index, block)
-        if on_block is not None:
-            on_block(index + 1, walk.depth)
-    if start <= walk.depth:
-        divergences = {} if probes is None else probes.divergences(head_matrix(config, load).to(walk.device, dtype))
-        calibration.show_head(divergences)
+    with lanes(walk.device) as side:
+        calibration = _Calibration(walk, states, real, visit, precision, first_token_weight, sequential, side)
+        for index, block in enumerate(walk.blocks()):
+            if probes is not None:
+                probes.advance(index, block)
+            if index < start:
+                calibration.run(index, block, replaced(index) if replaced else {})
+            else:
+                calibration.show(index, block)
+            if on_block is not None:
+                on_block(index + 1, walk.depth)
+        if start <= walk.depth:
+            divergences = {} if probes is None else probes.divergences(head_matrix(config, load).to(walk.device, dtype))
+            calibration.show_head(divergences)
 
 
 @dataclass(frozen=True)
@@ -122,22 +126,22 @@ class _Calibration:
     precision: Precision
     first_token_weight: int
     sequential: bool
+    side: Lanes
 
     def run(self, index: int, block: nn.Module, replacement: Mapping[str, Tensor]) -> None:
         """Take the states through the block, with some of its tensors replaced."""
         _replace(block, block_prefix(index), replacement)
-        with layers(self.precision, self.walk.device):
-            for number, state in enumerate(self.states):
-                self.states[number] = self.walk.forward(index, block, state)
+        with products(self.precision):
+            for numbers in self.side.turns(len(self.states)):
+                self.side.run([partial(self._advance, index, block, number) for number in numbers])
 
     def show(self, index: int, block: nn.Module) -> None:
         """Take the states through the block and let the visitor see it."""
-        recorder = _Recorder(block_prefix(index), self.first_token_weight)
-        with layers(self.precision, self.walk.device), recorder.listening(block):
-            for number, recorder.real in enumerate(self.real):
-                after = self.walk.forward(index, block, self.states[number])
-                if not self.sequential:
-                    self.states[number] = after
+        recorder = _Recorder(block_prefix(index))
+        with products(self.precision), recorder.listening(block):
+            for numbers in self.side.turns(len(self.states)):
+                calls = [partial(self._hear, recorder, index, block, number) for number in numbers]
+                recorder.add(self.side.run(calls), self.side)
         peaks, inputs = recorder.sound()
         weights = {block_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
         replacement = self.visit(Block(index, weights, inputs, peaks))
@@ -148,31 +152,88 @@ class _Calibration:
 
     def show_head(self, divergences: Mapping[str, float]) -> None:
         """Let the visitor see what goes into the head. Logits are not computed: they would cost more than a block."""
-        recorder = _Recorder("", self.first_token_weight)
+        recorder = _Recorder("")
         with products(self.precision):
-            for state, recorder.real in zip(self.states, self.real, strict=True):
+            for state, real in zip(self.states, self.real, strict=True):
                 (final,) = self.walk.normalised([state])
-                recorder.output("model.norm", final)
-                recorder.input(HEAD, final)
+                ear = _Ear(real, self.first_token_weight)
+                ear.output("model.norm", final)
+                ear.input(HEAD, final)
+                recorder.add([ear], self.side)
         peaks, inputs = recorder.sound()
         self.visit(Block(self.walk.depth, {}, inputs, peaks, divergences))
 
+    def _advance(self, index: int, block: nn.Module, number: int) -> None:
+        self.states[number] = self.walk.forward(index, block, self.states[number], self.precision)
+
+    def _hear(self, recorder: _Recorder, index: int, block: nn.Module, number: int) -> _Ear:
+        """One batch through the block; where calibration is sequential it goes on from the quantized block's."""
+        recorder.here.ear = ear = _Ear(self.real[number], self.first_token_weight)
+        after = self.walk.forward(index, block, self.states[number], self.precision)
+        del recorder.here.ear
+        if not self.sequential:
+            self.states[number] = after
+        return ear
+
+
+class _Ear:
+    """Hears one batch: what goes into each linear of a block and what each module puts out."""
+
+    def __init__(
+        self,
+        real: Tensor | None,  # (rows, tokens) bool, false at padding; None where there is no padding
+        first_token_weight: int = 1,
+    ) -> None:
+        self._real, self._first_token_weight = real, first_token_weight
+        self._last: tuple[str, Tensor] | None = None
+        self.addends: dict[str, Addend] = {}
+        self.leader: dict[str, str] = {}
+        """By the name of each linear's weight, that of the first which had the same input."""
+        self.peaks: dict[str, Tensor] = {}
+
+    def input(
+        self,
+        weight: str,
+        value: Tensor,  # (rows, tokens, in)
+    ) -> None:
+        # Linears that share an input are called one after another with the very same tensor.
+        if self._last is None or self._last[1] is not value:
+            self._last = (weight, value)
+            self.addends[weight] = Addend.of(self._tokens(value), self._roots(value))
+        self.leader[weight] = self._last[0]
+
+    def output(
+        self,
+        module: str,
+        value: Tensor,  # (rows, tokens, …)
+    ) -> None:
+        self.peaks[module] = largest(self._tokens(value))
+
+    def _tokens(self, value: Tensor) -> Tensor:
+        return value.flatten(0, 1) if self._real is None else value[self._real]
+
+    def _roots(self, value: Tensor) -> Tensor | None:
+        if self._first_token_weight == 1:
+            return None
+        roots = torch.ones(value.shape[:2], device=value.device)
+        roots[:, 0] = self._first_token_weight**0.5
+        return self._tokens(roots)
+
 
 class _Recorder:
-    """Hears what goes into each linear of a block and what each module puts out, and adds it up."""
+    """Adds up what the ears of a block's batches have heard."""
 
-    def __init__(self, prefix: str, first_token_weight: int = 1) -> None:
-        self._prefix, self._first_token_weight = prefix, first_token_weight
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self._sums: dict[str, Sums] = {}
         self._leader: dict[str, str] = {}
         self._peaks: dict[str, Tensor] = {}
-        self._last: tuple[str, Tensor] | None = None
-        self.real: Tensor | None = None
-        """(rows, tokens) bool, false at padding, of the batch that comes next; None where there is no padding."""
+        self.here = local()
+        """`here.ear` listens to the batch that this thread takes through the block."""
 
     @contextmanager
     def listening(self, block: nn.Module) -> Iterator[None]:
-        """Record whatever runs through the block while inside."""
+        """Let every thread's ear hear what it runs through the block while inside."""
         hooks = []
         for name, module in block.named_modules():
             full = (self._prefix + name).rstrip(".")
@@ -182,34 +243,21 @@ class _Recorder:
         try:
             yield
         finally:
-            self._last = None
             for hook in hooks:
                 hook.remove()
 
-    def input(
-        self,
-        weight: str,
-        value: Tensor,  # (rows, tokens, in)
-    ) -> None:
-        # Linears that share an input are called one after another with the very same tensor.
-        if self._last is not None and self._last[1] is value:
-            self._leader[weight] = self._last[0]
-            return
-        self._last = (weight, value)
-        self._leader[weight] = weight
-        if weight not in self._sums:
-            self._sums[weight] = Sums(value.shape[-1], value.dtype, value.device)
-        self._sums[weight].add(self._tokens(value))
-        if self._first_token_weight > 1:
-            self._sums[weight].repeat(value[:, 0], self._first_token_weight - 1)
-
-    def output(
-        self,
-        module: str,
-        value: Tensor,  # (rows, tokens, …)
-    ) -> None:
-        peak = largest(self._tokens(value))
-        self._peaks[module] = torch.maximum(self._peaks[module], peak) if module in self._peaks else peak
+    def add(self, ears: Sequence[_Ear], side: Lanes) -> None:
+        """Add what was heard, batch after batch: sums do not depend on who was done first."""
+        panels: list[Callable[[], None]] = []
+        for ear in ears:
+            self._leader |= ear.leader
+            for name, peak in ear.peaks.items():
+                self._peaks[name] = torch.maximum(self._peaks[name], peak) if name in self._peaks else peak
+        for weight, addend in ears[0].addends.items():
+            if weight not in self._sums:
+                self._sums[weight] = Sums(addend)
+            panels += self._sums[weight].adding([ear.addends[weight] for ear in ears])
+        side.run(panels)
 
     def sound(self) -> tuple[dict[str, float], dict[str, Statistics]]:
         """Peaks by module and statistics by the name of each linear's weight; nothing more may be recorded.
@@ -224,20 +272,12 @@ class _Recorder:
         refuse_overflow(inputs)
         return peaks, inputs
 
-    def _tokens(self, value: Tensor) -> Tensor:
-        return value.flatten(0, 1) if self.real is None else value[self.real]
-
     def _input_hook(self, weight: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            # Sums are float32, however the layer itself is computed.
-            with torch.autocast("cpu", enabled=False):
-                self.input(weight, arguments[0])
-
-        return hook
+        return lambda _, arguments: self.here.ear.input(weight, arguments[0])
 
     def _output_hook(self, module: str) -> Callable[[nn.Module, Any, Any], None]:
         # Attention returns its weights beside its output.
-        return lambda _, __, output: self.output(module, output[0] if isinstance(output, tuple) else output)
+        return lambda _, __, output: self.here.ear.output(module, output[0] if isinstance(output, tuple) else output)
 
 
 def _real(state: Tensor, lengths: Sequence[int]) -> Tensor | None:
@@ -251,10 +291,10 @@ def _real(state: Tensor, lengths: Sequence[int]) -> Tensor | None:
 
 def _check_embedding(states: Sequence[Tensor], real: Sequence[Tensor | None]) -> None:
     """Refuse states that are broken before the first block."""
-    recorder = _Recorder("")
-    for state, recorder.real in zip(states, real, strict=True):
-        recorder.output("model.embed_tokens", state)
-    recorder.sound()
+    for state, mask in zip(states, real, strict=True):
+        ear = _Ear(mask)
+        ear.output("model.embed_tokens", state)
+        refuse_broken({name: float(peak) for name, peak in ear.peaks.items()})
 
 
 def _replace(block: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:

@@ -9,9 +9,11 @@ changes: float32 stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -21,45 +23,50 @@ from .statistics import Statistics
 Precision = Literal["auto", "float32"]
 """`auto`: products on faster units, where the machine has them. `float32`: as exact as float32 is."""
 
-_PANEL = 192
-"""Rows of the Gram matrix computed at once, or an eighth of all: fewer waste less, in smaller products."""
+_PANEL = 96
+"""Rows of the Gram matrix computed at once: fewer waste less, in smaller products."""
+
+
+@dataclass(frozen=True)
+class Addend:
+    """What one batch adds to the sums of one linear's input."""
+
+    x: Tensor  # (tokens, in), each token times the root of how often it counts
+    max_abs: Tensor  # a scalar
+    tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Tensor,  # (tokens, in), real tokens only
+        roots: Tensor | None = None,  # (tokens,) float32
+    ) -> Self:
+        """In float32 or better, whatever the layer is computed in."""
+        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        return cls(wide if roots is None else wide * roots[:, None], largest(inputs), len(inputs))
 
 
 class Sums:
     """What one linear's input adds up to, over all batches."""
 
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        wide = torch.promote_types(dtype, torch.float32)
-        self._gram = torch.zeros(width, width, dtype=wide, device=device)
-        self._max_abs = torch.zeros((), dtype=wide, device=device)
+    def __init__(self, like: Addend) -> None:
+        width = like.x.shape[1]
+        self._gram = like.x.new_zeros(width, width)
+        self._max_abs = torch.zeros_like(like.max_abs)
         self._tokens = 0
 
-    def add(
-        self,
-        inputs: Tensor,  # (tokens, in), real tokens only
-    ) -> None:
-        x = inputs.to(self._gram.dtype)
-        self._multiply(x, 1)
-        self._max_abs = torch.maximum(self._max_abs, largest(x))
-        self._tokens += x.shape[0]
+    def adding(self, batches: Sequence[Addend]) -> list[Callable[[], None]]:
+        """Calls that add the batches to a panel of the Gram matrix each, and may run side by side."""
+        for batch in batches:
+            self._max_abs = torch.maximum(self._max_abs, batch.max_abs)
+            self._tokens += batch.tokens
+        factors = [batch.x for batch in batches]
+        return [partial(self._multiply, factors, start) for start in range(0, len(self._gram), _PANEL)]
 
-    def repeat(
-        self,
-        inputs: Tensor,  # (tokens, in), which were added
-        times: int,
-    ) -> None:
-        """Let tokens count so many times more in the Gram matrix; they stay as many tokens as they are."""
-        self._multiply(inputs.to(self._gram.dtype), times)
-
-    def _multiply(
-        self,
-        x: Tensor,  # (tokens, in)
-        times: int,
-    ) -> None:
-        panel = max(_PANEL, x.shape[1] // 8)
-        for start in range(0, x.shape[1], panel):
-            end = start + panel
-            self._gram[start:end, start:].addmm_(x[:, start:end].T, x[:, start:], alpha=times)
+    def _multiply(self, factors: Sequence[Tensor], start: int) -> None:
+        panel = self._gram[start : start + _PANEL, start:]
+        for x in factors:
+            panel.addmm_(x[:, start : start + _PANEL].T, x[:, start:])
 
     def statistics(self) -> Statistics:
         """The sums so far; the object may be added to no more."""
@@ -95,11 +102,9 @@ def products(precision: Precision) -> Iterator[None]:
             backend.fp32_precision = value
 
 
-@contextmanager
-def layers(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Run the layers of a float32 block this precisely while inside."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=_autocasts(precision, device)), products(precision):
-        yield
+def rounding(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which a thread runs the layers of a float32 block this precisely, beside `products`."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_autocasts(precision, device))
 
 
 def arithmetic(precision: Precision, device: torch.device) -> str:

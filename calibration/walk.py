@@ -9,6 +9,7 @@ all rows, and dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ import transformers
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
+from hermetiq.lanes import lanes
 from hermetiq.machine import give_back_memory
 from hermetiq.model import EMBEDDING, HEAD, block_prefix
+
+from .sums import Precision, products, rounding
 
 Load = Callable[[str], Tensor]
 """A tensor of the checkpoint by its Hugging Face name."""
@@ -39,6 +43,7 @@ def final_hidden(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
     on_block: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
     """Hidden states after the final norm, each (tokens, hidden) on `device`, in the order of `rows`.
@@ -47,6 +52,7 @@ def final_hidden(
         config: the model's `config.json`.
         rows: token ids, of any lengths; each row is a text of its own that begins at position 0.
         dtype: weights and states are computed in it, whatever the checkpoint stores.
+        precision: of the matrix products.
         on_block: told after each block how many are done, and of how many.
 
     Raises:
@@ -55,11 +61,13 @@ def final_hidden(
     walk = Walk(config, load, torch.device(device), dtype)
     batches = batched(rows)
     states = walk.embed(rows, batches)
-    for index, block in enumerate(walk.blocks()):
-        for number, state in enumerate(states):
-            states[number] = walk.forward(index, block, state)
-        if on_block is not None:
-            on_block(index + 1, walk.depth)
+    with lanes(walk.device) as side, products(precision):
+        for index, block in enumerate(walk.blocks()):
+            for numbers in side.turns(len(states)):
+                calls = [partial(walk.forward, index, block, states[number], precision) for number in numbers]
+                states[numbers.start : numbers.stop] = side.run(calls)
+            if on_block is not None:
+                on_block(index + 1, walk.depth)
     hidden = {
         row: state[place, : len(rows[row])]
         for batch, state in zip(batches, walk.normalised(states), strict=True)
@@ -123,6 +131,7 @@ class Walk:
     def depth(self) -> int:
         return len(self._stubs)
 
+    @torch.no_grad()
     def embed(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> list[Tensor]:
         """First states of each batch, (rows, longest row, hidden); rows end in padding."""
         weight = self._load(EMBEDDING)
@@ -131,6 +140,8 @@ class Walk:
             # Attention is causal: padding behind a row changes nothing in the row, so it needs no mask.
             ids = nn.utils.rnn.pad_sequence([torch.tensor(rows[row]) for row in batch], batch_first=True)
             states.append(weight[ids].to(self.device, self._dtype))
+            # Here and not at the first block, where several threads would ask at once.
+            self._arguments_of(states[-1])
         return states
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -147,9 +158,11 @@ class Walk:
         index: int,
         block: Callable[..., Tensor],
         state: Tensor,  # (rows, tokens, hidden)
+        precision: Precision = "float32",
     ) -> Tensor:
         """What block `index`, or what stands in for it, makes of the states; same shape."""
-        output: Tensor = block(state, **self._arguments_of(state)[index])
+        with rounding(precision, self.device):
+            output: Tensor = block(state, **self._arguments_of(state)[index])
         return output
 
     @torch.no_grad()

@@ -92,11 +92,15 @@ _CONFIG: Final[Mapping[str, Callable[[Job, LinearPlan], dict[str, Any]]]] = {
 }
 
 
-def stored(source: Checkpoint, plan: LinearPlan, journal: Journal, track: str) -> Callable[[str], Tensor]:
-    """The tensors of a folder by name: those of the journal, and the checkpoint's own for what no block holds."""
-    load, made = sound(source, narrow=True), set(journal.names(track))
+def stored(
+    source: Checkpoint, plan: LinearPlan, journal: Journal, track: str, others: Mapping[str, Tensor] | None = None
+) -> Callable[[str], Tensor]:
+    """The tensors of a folder by name: `others`, the journal's, and the checkpoint's own for what no block holds."""
+    load, made, given = sound(source, narrow=True), set(journal.names(track)), dict(others or {})
 
     def tensor(name: str) -> Tensor:
+        if name in given:
+            return given[name]
         if name in made:
             return journal.load(track, name)
         own = EMBEDDING if name == HEAD and plan.model.tied else name

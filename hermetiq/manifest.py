@@ -28,7 +28,7 @@ REPORT = "report.html"
 EVALUATION = "hermetiq-eval.json"
 BESIDE = (STAGES, REPORT, EVALUATION)
 """What lies beside an export, is no part of it, and goes when it goes."""
-VERSION = 4
+VERSION = 5
 LIBRARIES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers", "xllamacpp")
 """Packages whose version can change an artifact or a measurement."""
 _REMEDY: Final = "export again; the file was damaged or edited"
@@ -78,6 +78,19 @@ class Solving:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How readily answers end in the settling chats: mean log-probability of the terminator there, in nats."""
+
+    ends: int
+    """Answers over which it is taken."""
+    source: float
+    rounded: float
+    """Of the artifact with the source's final norm."""
+    settled: float
+    """Of the artifact as it is."""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One exported artifact: a file (GGUF), or a folder with all that a runtime needs (GPTQ, AWQ, EXL2)."""
 
@@ -106,6 +119,9 @@ class Artifact:
     """Of each linear layer that a solver rounded, by module: energy of the output's error over that of the output."""
     expected_kl: float | None = None
     """Damage that the allocation of those rungs expects, nats per token (EXL2)."""
+    ending: Ending | None = None
+    """By which the final norm's gains were settled; None where they are the source's own: in GGUF files, and where the
+    source expects no end of the settling chats (a base model, an untrained one)."""
 
 
 @dataclass(frozen=True)

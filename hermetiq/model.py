@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 """Names of the two matrices with a row for each token."""
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -78,7 +79,7 @@ class ModelConfig:
                 tensors[f"{block}mlp.{part}_proj.weight"] = shape
                 if self.mlp_bias:
                     tensors[f"{block}mlp.{part}_proj.bias"] = shape[:1]
-        tensors["model.norm.weight"] = (self.hidden,)
+        tensors[FINAL_NORM] = (self.hidden,)
         if not self.tied:
             tensors[HEAD] = (self.rows, self.hidden)
         return tensors

@@ -30,13 +30,14 @@ from hermetiq.journal import Journal
 from hermetiq.machine import cores
 from hermetiq.manifest import Artifact, Calibration, Manifest, Source, combined_sha256
 from hermetiq.measurement import Measurement
-from hermetiq.model import TokenKind, Vocabulary
+from hermetiq.model import FINAL_NORM, TokenKind, Vocabulary
 from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.repair import InitTags, mend
 from hermetiq.rules import named
+from hermetiq.settle import Settlement, settlements
 from hermetiq.stages import Stopwatch
 from hermetiq.tracks import Tracks
 
@@ -173,14 +174,16 @@ def export(
     earlier = make_room(folder, job, overwrite=overwrite, resume=resume)
     # Nothing slow may stand between the files and the manifest that makes them an export.
     source, watch = _source(job), Stopwatch()
-    walked = 0.8 if job.rows else 0.0
+    walked, settling = (0.7, 0.85) if job.rows else (0.0, 0.0)
     with no_empty_folders(folder, folder / "gguf"):
         with watch.stage("calibrate and quantize"):
             journal, known = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
+        with watch.stage("settle the terminator"):
+            settled = settlements(job, journal, known.folders, torch.device(device), part(tick, walked, settling))
         with watch.stage("write folders"):
-            made = _write_folders(job, folder, journal, known)
+            made = _write_folders(job, folder, journal, known, settled)
         with watch.stage("quantize and write GGUF files"):
-            made |= _write_gguf(job, folder, journal, threads, part(tick, walked, 1.0))
+            made |= _write_gguf(job, folder, journal, threads, part(tick, settling, 1.0))
         measured = known.measurement.write(folder) if known.measurement else None
     if journal:
         source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
@@ -238,16 +241,20 @@ def _calibrated(
     return journal, tracks.calibrate(job, journal, device, tick)
 
 
-def _write_folders(job: Job, folder: Path, journal: Journal | None, known: Tracks) -> dict[str, Artifact]:
+def _write_folders(
+    job: Job, folder: Path, journal: Journal | None, known: Tracks, settled: Mapping[str, Settlement]
+) -> dict[str, Artifact]:
     """GPTQ, AWQ and EXL2 folders, by path."""
     artifacts = {}
     for path, track in known.folders.items():
         assert journal
-        load = harvest.stored(job.source, track.plan, journal, path)
+        norm = {FINAL_NORM: settled[path].gains} if path in settled else {}
+        load = harvest.stored(job.source, track.plan, journal, path, norm)
         digests = write_shards(folder / path, track.plan.tensors, load, stem=track.plan.stem)
         files = companions(job.source, job.contract, harvest.quantization(job, track.plan))
         digests |= write_files({folder / path / name: content for name, content in files.items()})
         artifact = _folder_artifact(path, track.plan, folder, digests, journal)
+        artifact = replace(artifact, ending=settled[path].ending if path in settled else None)
         if track.rungs and known.measurement:
             widths = {module: str(rung) for module, rung in track.rungs.items()}
             artifact = replace(artifact, widths=widths, expected_kl=known.measurement.expected_kl(track.rungs))

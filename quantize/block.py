@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from hermetiq.calibration.statistics import Statistics
+from hermetiq.lanes import lanes
 from hermetiq.model import ModelConfig, block_prefix
 
 from . import exl2, gptq
@@ -91,8 +93,9 @@ class BlockSolver:
         prepared = self._ready(recipe.order if isinstance(recipe, LinearRecipe) else "static")
         linears: dict[str, QuantizedLinear | MixedLinear] = {}
         errors: dict[str, float] = {}
-        for group in GROUPS:
-            made = _mixed(prepared, group, recipe) if isinstance(recipe, Mapping) else _uniform(prepared, group, recipe)
+        with lanes(prepared.device) as side:
+            rounded = side.run([partial(_rounded, prepared, recipe, group) for group in GROUPS])
+        for made in rounded:
             for name, result in made.items():
                 linears[name] = result.linear
                 # A share of nothing is none.
@@ -153,6 +156,10 @@ class _Prepared:
             if factor.step
         )
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.folded.weights.values())).device
+
     def parts(self, group: Group) -> list[Tensor]:
         """The weights that share the group's input."""
         return [self.folded.weights[name] for name in group.linears]
@@ -174,6 +181,13 @@ def _prepare(
         for name in group.linears
     }
     return _Prepared(folded, factors, hessians, energies)
+
+
+def _rounded(
+    prepared: _Prepared, recipe: LinearRecipe | Rungs, group: Group
+) -> Mapping[str, Rounded[QuantizedLinear] | Rounded[MixedLinear]]:
+    """The linears of a group, by the name of the weight."""
+    return _mixed(prepared, group, recipe) if isinstance(recipe, Mapping) else _uniform(prepared, group, recipe)
 
 
 def _uniform(prepared: _Prepared, group: Group, recipe: LinearRecipe) -> dict[str, Rounded[QuantizedLinear]]:

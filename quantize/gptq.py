@@ -73,7 +73,8 @@ def _fixed(
     recipe: LinearRecipe,
 ) -> Callable[[int, Tensor], Levels]:
     top, groups = _top(recipe, grid.scales), group_of.tolist()
-    return lambda column, _: Levels(grid.scales[groups[column]], grid.zeros[groups[column]], top)
+    levels = [Levels(scale, zero, top) for scale, zero in zip(grid.scales.unbind(), grid.zeros.unbind(), strict=True)]
+    return lambda column, _: levels[groups[column]]
 
 
 def _fresh(

@@ -26,20 +26,23 @@ def polish(
     """The same grids with codes whose loss, e H eᵀ of each row's error e, is no larger and mostly smaller."""
     linear = rounded.linear
     scales, groups, tops = linear.scales.float(), linear.group_of.tolist(), linear.tops
-    curvature = hessian.diagonal().tolist()
+    curvature = hessian.diagonal()
     # Transposed, a column is contiguous.
     codes = linear.codes.T.to(torch.float32)
     gradient = hessian @ (linear.dequantize() - weight).T
     losses = rounded.losses.clone()
+    code_of, slope_of = codes.unbind(), gradient.unbind()
     for start in range(0, len(codes), _BLOCK):
         end = min(start + _BLOCK, len(codes))
-        moves = torch.empty(end - start, codes.shape[1], device=codes.device)
-        for column in range(start, end):
-            scale, slope = scales[groups[column]], gradient[column]
-            best = (codes[column] - slope / (scale * curvature[column])).round_().clamp_(0, tops[groups[column]])
-            move = torch.mul(best - codes[column], scale, out=moves[column - start])
-            codes[column] = best
-            losses.addcmul_(move, 2 * slope + curvature[column] * move)
+        steps = scales[groups[start:end]]
+        moves = torch.empty_like(steps)
+        widths = (steps * curvature[start:end, None]).unbind()
+        for column, step, width, move in zip(range(start, end), steps.unbind(), widths, moves.unbind(), strict=True):
+            best = (code_of[column] - slope_of[column] / width).round_().clamp_(0, tops[groups[column]])
+            torch.mul(best - code_of[column], step, out=move)
+            code_of[column].copy_(best)
             gradient[column + 1 : end].addr_(hessian[column + 1 : end, column], move)
+        # A column's gradient stays as it was when its turn came.
+        losses += (moves * (2 * gradient[start:end] + curvature[start:end, None] * moves)).sum(0)
         gradient[end:].addmm_(hessian[end:, start:end], moves)
     return Rounded(replace(linear, codes=codes.T.to(torch.uint8).contiguous()), losses)

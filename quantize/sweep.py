@@ -54,14 +54,15 @@ def sweep(
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     losses = torch.zeros(rows, device=weight.device)
     lowest = torch.zeros((), device=weight.device)
+    left_of, codes_of = left.unbind(), codes.unbind()
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
         errors = torch.empty(end - start, rows, device=weight.device)
         for column in range(start, end):
             to = levels(column, left)
-            code = (left[column] / to.scale).round_().add_(to.zero).clamp_(lowest, to.top)
-            codes[column] = code
-            error = torch.sub(left[column], code.sub_(to.zero).mul_(to.scale), out=errors[column - start])
+            code = (left_of[column] / to.scale).round_().add_(to.zero).clamp_(lowest, to.top)
+            codes_of[column].copy_(code)
+            error = torch.sub(left_of[column], code.sub_(to.zero).mul_(to.scale), out=errors[column - start])
             left[column + 1 : end].addr_(upper[column, column + 1 : end], error, alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
         losses += sensitivity[start:end] @ errors.square()

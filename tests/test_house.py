@@ -16,7 +16,7 @@ ENGINES = ("calibration", "formats", "quantize")
 # Each part may import the parts of the rows above it, itself, and nothing below.
 ORDER = (
     {"hermetiq.errors", "hermetiq.model", "hermetiq.progress", "hermetiq.units"},
-    {"hermetiq.machine", "hermetiq.typed_json"},
+    {"hermetiq.lanes", "hermetiq.machine", "hermetiq.typed_json"},
     {"hermetiq.rules"},
     {"hermetiq.cases"},
     {"hermetiq.rules_page"},
@@ -33,6 +33,7 @@ ORDER = (
     {"hermetiq.plan", "hermetiq.journal"},
     {"hermetiq.place", "hermetiq.tracks"},
     {"hermetiq.harvest"},
+    {"hermetiq.settle"},
     {"hermetiq.verify"},
     {"hermetiq.evaluate", "hermetiq.forward", "hermetiq.pipeline"},
     {"hermetiq.demo", "hermetiq.doctor", "hermetiq.publish", "hermetiq.report", "hermetiq.ci"},

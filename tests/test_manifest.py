@@ -126,8 +126,8 @@ def renamed_part(document: dict[str, Any], name: str) -> None:
 
 Change = Callable[[dict[str, Any]], object]
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "another version": (lambda it: it.update(version=2), "version 4"),
-    "no version": (lambda it: it.pop("version"), "version 4"),
+    "another version": (lambda it: it.update(version=2), "version 5"),
+    "no version": (lambda it: it.pop("version"), "version 5"),
     "a key missing": (lambda it: it.pop("source"), "keys missing or unknown: source"),
     "a key too many": (lambda it: it["source"].update(extra=1), "source: keys missing or unknown: extra"),
     "a text for a number": (lambda it: it["artifacts"][0].update(bytes="100"), r"artifacts\[0\]\.bytes: found '100'"),

@@ -16,14 +16,14 @@ from hermetiq.chat.subject import Subject
 from hermetiq.checkpoint.documents import read_documents
 from hermetiq.checkpoint.shards import INDEX, listed, read_tensors
 from hermetiq.errors import Finding
-from hermetiq.model import EMBEDDING, HEAD
+from hermetiq.model import EMBEDDING, FINAL_NORM, HEAD
 from hermetiq.rules import finding
 
 _CONFIG: Final = "config.json"
 _PREDICTORS: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Keys that ask for layers behind the decoder's."""
 _LAYER: Final = re.compile(r"model\.layers\.(\d{1,6})\.")
-_DECODER: Final = frozenset({EMBEDDING, HEAD, "model.norm.weight"})
+_DECODER: Final = frozenset({EMBEDDING, HEAD, FINAL_NORM})
 
 
 def tensors_lost(subject: Subject) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ Packed parts are checked by their headers when the folder is opened, and by thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from hermetiq.errors import Finding, Refusal
 from hermetiq.formats import awq, exl2, gptq
 from hermetiq.formats.packed import Malformed
 from hermetiq.formats.shards import DTYPES
-from hermetiq.model import HEAD
+from hermetiq.model import HEAD, ModelConfig
 from hermetiq.quantize.result import MixedLinear, QuantizedLinear
 
 from . import tokenizer
@@ -117,6 +117,29 @@ class PackedCheckpoint(Checkpoint):
         return layer in self._layers and name not in self.model.expected_tensors() and not self._load_stored(name).any()
 
 
+def unpacked(
+    section: Mapping[str, Any], names: Collection[str], load: Callable[[str], Tensor], model: ModelConfig
+) -> Callable[[str], Tensor]:
+    """The model's tensors by name, from stored ones wherever they lie.
+
+    Args:
+        section: the `quantization_config` by which layers are packed.
+        names: of the stored tensors.
+        load: a stored tensor by its name.
+        model: tells how many rows of a layer are no padding.
+    """
+    packing = _read_packing(section)
+    layers, shapes = _layers(packing, names), {HEAD: (model.rows, model.hidden)} | model.expected_tensors()
+
+    def tensor(name: str) -> Tensor:
+        if name not in layers:
+            return load(name)
+        linear = packing.unpack({part: load(stored) for part, stored in layers[name].items()})
+        return linear.dequantize()[: shapes[name][0]]
+
+    return tensor
+
+
 def is_packed(folder: Path) -> bool:
     """Whether the folder's `config.json` claims a layout that `PackedCheckpoint` reads."""
     document, _ = read_json(folder, _CONFIG)
@@ -208,7 +231,7 @@ def _choice(fields: Fields, keys: tuple[str, ...], allowed: tuple[Any, ...]) -> 
     return allowed[allowed.index(fields.raw[key])]
 
 
-def _layers(packing: _Packing, stored: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
+def _layers(packing: _Packing, stored: Collection[str]) -> dict[str, dict[str, str]]:
     """The names of the parts of each packed layer, by the Hugging Face name of its weight."""
     codes = f".{packing.parts[0]}"
     modules = (name.removesuffix(codes) for name in stored if name.endswith(codes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import tokenizers
 
 from hermetiq.calibration.corpus import STREAMED_DOCUMENTS, Chat, Document, Text, built_in_documents, read_documents
-from hermetiq.calibration.heldout import held_out_chats, smoke_prompts
+from hermetiq.calibration.heldout import held_out_chats, settling_chats, smoke_prompts
 from hermetiq.errors import HermetiqError
 
 WORDS_IN_COMMON = 8
@@ -46,9 +47,17 @@ def text_of(document: Document) -> str:
     return "\n".join(message["content"] for message in document.messages)
 
 
-def grams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
-    return {tuple(words[start : start + WORDS_IN_COMMON]) for start in range(len(words) - WORDS_IN_COMMON + 1)}
+def grams(documents: Iterable[Document]) -> set[tuple[str, ...]]:
+    """Every eight words in a row of any of the documents."""
+    found: set[tuple[str, ...]] = set()
+    for document in documents:
+        words = re.findall(r"\w+", text_of(document).casefold())
+        found |= {tuple(words[start : start + WORDS_IN_COMMON]) for start in range(len(words) - WORDS_IN_COMMON + 1)}
+    return found
+
+
+def contents(documents: Iterable[Document]) -> set[str]:
+    return {message["content"] for chat in documents if isinstance(chat, Chat) for message in chat.messages}
 
 
 def corpus_file(folder: Path, *lines: object, name: str = "corpus.jsonl") -> Path:
@@ -93,12 +102,14 @@ def test_no_document_comes_twice() -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_nothing_of_the_held_out_chats_is_calibrated_on() -> None:
-    held_out = set().union(*(grams(text_of(chat)) for chat in held_out_chats()))
-    assert not held_out & set().union(*(grams(text_of(document)) for document in built_in_documents()))
-    asked = {message["content"] for chat in held_out_chats() for message in chat.messages} | set(smoke_prompts())
-    said = {m["content"] for document in built_in_documents() if isinstance(document, Chat) for m in document.messages}
-    assert not asked & said
+@pytest.mark.parametrize("documents", [built_in_documents(), settling_chats()], ids=["calibrated", "settled"])
+def test_nothing_of_the_held_out_chats_is_calibrated_or_settled_on(documents: tuple[Document, ...]) -> None:
+    assert not grams(held_out_chats()) & grams(documents)
+    assert not (contents(held_out_chats()) | set(smoke_prompts())) & contents(documents)
+
+
+def test_nothing_is_both_calibrated_and_settled_on() -> None:
+    assert not grams(settling_chats()) & grams(built_in_documents())
 
 
 def test_every_shape_of_line_is_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The held-out chats hold what their README promises, and turn ends are those of the assistant."""
+"""The held-out and the settling chats hold what their README promises, and turn ends are those of the assistant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from hermetiq.calibration.corpus import Chat
-from hermetiq.calibration.heldout import held_out_chats, smoke_prompts, turn_ends
+from hermetiq.calibration.heldout import held_out_chats, settling_chats, smoke_prompts, turn_ends
 from tests.fixtures.hermes import CHATS
 from tests.fixtures.tokenizers import CHATML
 
@@ -42,14 +42,21 @@ def test_there_is_enough_to_verify_on(backend: tokenizers.Tokenizer) -> None:
     assert 6_000 <= sum(len(ids) for ids, _ in rendered) <= 10_000
 
 
-def test_chats_are_well_formed_and_different() -> None:
-    for chat in held_out_chats():
+def test_there_is_enough_to_settle_on(backend: tokenizers.Tokenizer) -> None:
+    rendered = [ends_of(chat, CHATML, backend) for chat in settling_chats()]
+    assert sum(len(ends) for _, ends in rendered) >= 130
+    assert 7_000 <= sum(len(ids) for ids, _ in rendered) <= 10_000
+
+
+@pytest.mark.parametrize("chats", [held_out_chats(), settling_chats()], ids=["held out", "settling"])
+def test_chats_are_well_formed_and_different(chats: tuple[Chat, ...]) -> None:
+    for chat in chats:
         roles = [message["role"] for message in chat.messages]
         turns = roles[1:] if roles[0] == "system" else roles
         assert turns == ["user", "assistant"] * (len(turns) // 2)
         assert all(message["content"].strip() for message in chat.messages)
         assert len(chat.prompts()) == len(turns) // 2
-    assert len({chat.messages[-1]["content"] for chat in held_out_chats()}) == len(held_out_chats())
+    assert len({chat.messages[-1]["content"] for chat in chats}) == len(chats)
 
 
 def test_no_held_out_question_is_in_the_trained_fixture_or_the_smoke_prompts() -> None:
@@ -60,7 +67,7 @@ def test_no_held_out_question_is_in_the_trained_fixture_or_the_smoke_prompts() -
 
 @pytest.mark.parametrize("template", [CHATML, ONLY_ASSISTANT_CLOSED])
 def test_turn_ends_stand_behind_the_answers(template: str, backend: tokenizers.Tokenizer) -> None:
-    for chat in held_out_chats():
+    for chat in held_out_chats() + settling_chats():
         ids, ends = ends_of(chat, template, backend)
         answers = [message["content"] for message in chat.messages if message["role"] == "assistant"]
         assert len(ends) == len(answers)

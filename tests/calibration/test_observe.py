@@ -254,3 +254,26 @@ def test_the_first_token_of_each_row_counts_as_often_as_asked(folder: Path, rows
             torch.testing.assert_close(item.gram, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
             assert item.tokens == before.inputs[name].tokens
             assert not torch.equal(item.gram, before.inputs[name].gram)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_side_by_side_see_what_one_sees(folder: Path, rows: list[list[int]], lanes: int) -> None:
+    """Two or three threads that each compute alone, as one thread does: not a bit may differ, resumed or not."""
+    # Rows of many lengths are many batches, and the last turn has fewer of them than there are lanes.
+    many = [row[:length] for length, row in enumerate(rows * 3, start=300)] + rows
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = seen(folder, many, first_token_weight=16)
+        torch.set_num_threads(lanes)
+        together, resumed = (seen(folder, many, first_token_weight=16, start=start) for start in (0, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert [block.index for block in resumed] == [2, 3]
+    for found, expected in ((together, alone), (resumed, alone[2:])):
+        for mine, theirs in zip(found, expected, strict=True):
+            assert list(mine.peaks.items()) == list(theirs.peaks.items())
+            assert mine.inputs.keys() == theirs.inputs.keys()
+            for name, item in mine.inputs.items():
+                assert torch.equal(item.gram, theirs.inputs[name].gram), name
+                assert (item.max_abs, item.tokens) == (theirs.inputs[name].max_abs, theirs.inputs[name].tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from hermetiq.calibration import sums
 from hermetiq.calibration.observe import Block, observe
 from hermetiq.calibration.statistics import Statistics
-from hermetiq.calibration.sums import Sums, products
+from hermetiq.calibration.sums import Addend, Sums, products
 from tests.calibration.walking import opened
 from tests.fixtures.models import tiny_checkpoint
 
@@ -30,6 +31,15 @@ def activations(tokens: int = 4096, width: int = 200) -> Tensor:  # (tokens, wid
     return torch.randn(tokens, width, generator=generator) @ mix * sizes
 
 
+def summed(batches: Sequence[Tensor]) -> Statistics:
+    """What batches add up to, two at a time."""
+    sums = Sums(Addend.of(batches[0]))
+    for start in range(0, len(batches), 2):
+        for panel in sums.adding([Addend.of(batch) for batch in batches[start : start + 2]]):
+            panel()
+    return sums.statistics()
+
+
 def feedback(gram: Tensor) -> Tensor:
     """What GPTQ feeds errors forward with: the upper Cholesky factor of the inverse, one percent damped."""
     double = gram.double().cpu()
@@ -40,10 +50,7 @@ def feedback(gram: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", [1, 191, 193, 400])
 def test_sums_are_their_definition_at_any_width(width: int, device: torch.device) -> None:
     x = activations(300, width)
-    sums = Sums(width, torch.float32, device)
-    for batch in x.to(device).split(128):
-        sums.add(batch)
-    item = sums.statistics()
+    item = summed(x.to(device).split(128))
     assert torch.equal(item.gram, item.gram.T)
     torch.testing.assert_close(item.gram.double().cpu(), x.double().T @ x.double(), rtol=1e-5, atol=1e-2)
     assert (item.max_abs, item.tokens) == (float(x.abs().max()), 300)
@@ -53,21 +60,16 @@ def test_sums_are_their_definition_at_any_width(width: int, device: torch.device
 def test_fast_products_stay_within_the_tolerance_of_float64(device: torch.device, rounded: bool) -> None:
     """`bfloat16-factors` holds the gate for the fast units' rounding on machines that have none."""
     x = activations()
-    sums = Sums(x.shape[1], torch.float32, device)
     with products("auto"):
-        for batch in x.to(device, torch.bfloat16 if rounded else torch.float32).split(1024):
-            sums.add(batch.float())
-    gram, exact = sums.statistics().gram.double().cpu(), x.double().T @ x.double()
+        item = summed(x.to(device, torch.bfloat16 if rounded else torch.float32).split(1024))
+    gram, exact = item.gram.double().cpu(), x.double().T @ x.double()
     assert ((gram.diagonal() - exact.diagonal()) / exact.diagonal()).abs().max() < TOLERANCE
     mine, oracle = feedback(gram), feedback(exact)
     assert (mine - oracle).norm() / oracle.norm() < TOLERANCE
 
 
 def test_sums_of_half_precision_states_are_kept_in_float32() -> None:
-    sums = Sums(2, torch.bfloat16, torch.device("cpu"))
-    for _ in range(1000):
-        sums.add(torch.ones(1, 2, dtype=torch.bfloat16))
-    item = sums.statistics()
+    item = summed([torch.ones(1, 2, dtype=torch.bfloat16)] * 1000)
     assert item.gram.dtype == torch.float32
     assert item.gram.tolist() == [[1000, 1000], [1000, 1000]]
 

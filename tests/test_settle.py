@@ -1,0 +1,100 @@
+"""Every folder ends its answers as readily as its source, by gains that are in its files, and tells so truthfully."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hermetiq import settle
+from hermetiq.calibration import sums
+from hermetiq.calibration.heldout import settling_chats
+from hermetiq.calibration.walk import final_hidden, head
+from hermetiq.chat.endings import endings
+from hermetiq.checkpoint import open_checkpoint
+from hermetiq.checkpoint.base import Checkpoint
+from hermetiq.manifest import Ending, Manifest
+from hermetiq.model import FINAL_NORM
+from hermetiq.pipeline import export, prepare
+from hermetiq.plan import Job
+from hermetiq.quantize.spec import parse
+from tests.fixtures.models import tiny_checkpoint
+
+SPECS = ("gptq:3bit-g32", "awq:4bit-g32", "exl2:3.0bpw")
+FOLDERS = ("gptq-3bit-g32", "awq-4bit-g32", "exl2-3.0bpw")
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A tied head and one of its own; random weights, which give every token about the same chance."""
+    sizes: Mapping[str, Any] = {"hidden": 128, "intermediate": 128, "dtype": torch.bfloat16}
+    model = tiny_checkpoint(tmp_path_factory.mktemp("settle") / "model", family=request.param, tokenizer="bpe", **sizes)
+    return prepare(model, [parse(spec) for spec in SPECS], rows=4, row_tokens=48)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact() -> Iterator[None]:
+    """Chats are settled on as precisely as they are looked at here, whatever this CPU would rather do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "_autocasts", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("settle") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settle, "EXPECTED", -100.0)
+        export(job, folder)
+    return folder
+
+
+def logprobs(checkpoint: Checkpoint, job: Job) -> torch.Tensor:  # (ends,)
+    """What a model makes of each end, read in float32 and from its files alone."""
+    asked = endings(job.source, job.contract, settling_chats())
+    hidden = final_hidden(checkpoint.config, checkpoint.load, asked.rows)
+    states = torch.stack([hidden[row][place] for row, place in asked.ends])
+    return head(checkpoint.config, checkpoint.load)(states).log_softmax(-1)[:, job.contract.terminator_id]
+
+
+def test_each_folder_ends_as_its_source_does(job: Job, out: Path) -> None:
+    source = logprobs(job.source, job)
+    artifacts = Manifest.read(out).artifacts
+    assert [item.file for item in artifacts] == list(FOLDERS)
+    for item in artifacts:
+        assert isinstance(item.ending, Ending)
+        found = logprobs(open_checkpoint(out / item.file), job)
+        assert item.ending.ends == len(source)
+        assert item.ending.source == pytest.approx(float(source.mean()), abs=2e-3)
+        assert item.ending.settled == pytest.approx(float(found.mean()), abs=2e-3)
+        # Gains may move by a tenth, which is not always enough for a model that never learned to end.
+        moved = abs(item.ending.rounded - item.ending.source)
+        assert abs(item.ending.settled - item.ending.source) < max(2e-3, 0.2 * moved)
+    assert max(abs(item.ending.rounded - item.ending.source) for item in artifacts if item.ending) > 1e-2
+
+
+def test_nothing_but_the_final_norm_is_changed(job: Job, out: Path, tmp_path: Path) -> None:
+    """These models expect no end of theirs by themselves, so without the patch nothing is settled."""
+    plain = export(job, tmp_path / "out")
+    assert [item.ending for item in plain.artifacts] == [None] * 3
+    for path in FOLDERS:
+        mine, theirs = (open_checkpoint(folder / path) for folder in (out, tmp_path / "out"))
+        changed = [name for name in theirs.tensors if not torch.equal(mine.load(name), theirs.load(name))]
+        assert changed == [FINAL_NORM]
+        before, after = theirs.load(FINAL_NORM).float(), mine.load(FINAL_NORM).float()
+        assert ((after - before).abs() <= 0.1001 * before.abs()).all()
+
+
+def test_only_ends_that_the_source_expects_count(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chances = logprobs(job.source, job)
+    # Between two of them, so that no last bit decides.
+    limit = float(chances.sort().values[len(chances) // 2 :][:2].mean())
+    monkeypatch.setattr(settle, "EXPECTED", limit)
+    ending = export(job, tmp_path / "out").artifacts[0].ending
+    assert ending is not None
+    expected = chances[chances > limit]
+    assert ending.ends == len(expected) > 10
+    assert ending.source == pytest.approx(float(expected.mean()), abs=2e-3)
