@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
 from hermetiq.lanes import Lanes, lanes
+from hermetiq.machine import give_back_memory
 from hermetiq.model import HEAD, block_prefix
 
 from .activations import refuse_broken, refuse_overflow
@@ -143,6 +144,8 @@ class _Calibration:
                 calls = [partial(self._hear, recorder, index, block, number) for number in numbers]
                 recorder.add(self.side.run(calls), self.side)
         peaks, inputs = recorder.sound()
+        # Each lane keeps what it freed, and the visitor needs the room.
+        give_back_memory()
         weights = {block_prefix(index) + name: value.detach().float() for name, value in block.named_parameters()}
         replacement = self.visit(Block(index, weights, inputs, peaks))
         if self.sequential:

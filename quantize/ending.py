@@ -20,7 +20,7 @@ from torch import Tensor
 
 LIMIT = 0.1
 """Largest relative change of a gain, but for the rounding to its type: a mean farther off has another cause."""
-_CHUNK = 256
+_CHUNK = 64
 """Tokens whose predictions over the whole vocabulary are held at a time."""
 _DRAWS = 2
 """Next tokens drawn from each prediction to estimate the Fisher information."""
