@@ -61,8 +61,10 @@ def settlements(
     Raises:
         Refusal: `weight-nan`, `f16-overflow`.
     """
+    if journal is None or not tracks:
+        return {}
     asked = endings(job.source, job.contract, settling_chats())
-    if not tracks or journal is None or not asked.ends:
+    if not asked.ends:
         return {}
     steps = [part(tick, place / (len(tracks) + 1), (place + 1) / (len(tracks) + 1)) for place in range(len(tracks) + 1)]
     expected = _expected(job, asked, device, steps[0])

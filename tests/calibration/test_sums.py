@@ -47,7 +47,7 @@ def feedback(gram: Tensor) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
 
 
-@pytest.mark.parametrize("width", [1, 191, 193, 400])
+@pytest.mark.parametrize("width", [1, 95, 97, 400])
 def test_sums_are_their_definition_at_any_width(width: int, device: torch.device) -> None:
     x = activations(300, width)
     item = summed(x.to(device).split(128))
