@@ -13,15 +13,14 @@ import gc
 import json
 import random
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Final
 
 from hermetiq.calibration.corpus import Chat
-from hermetiq.calibration.heldout import held_out_chats, turn_ends
+from hermetiq.calibration.heldout import held_out_chats
 from hermetiq.chat.contract import derive
-from hermetiq.chat.scribe import Scribe
+from hermetiq.chat.endings import endings
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
 from hermetiq.verify import fidelity
 from hermetiq.verify.reading import Reading, read_rows
@@ -61,18 +60,9 @@ class Figures:
 def yardstick(source: Checkpoint) -> Yardstick:
     """The rows of a model."""
     contract = derive(source)
-    scribe = Scribe(contract, source.tokenizer)
     held_out = held_out_chats()
-    chats = (*held_out, *regrouped(held_out))
-    rows = [scribe.encode(text) for text in scribe.render([chat.messages for chat in chats]) if text]
-    beginnings = scribe.render([prompt for chat in chats for prompt in chat.prompts()], prompt=True)
-    prompts = iter([scribe.encode(text) for text in beginnings if text])
-    ends = [
-        (number, place)
-        for number, (row, chat) in enumerate(zip(rows, chats, strict=True))
-        for place in turn_ends(row, contract.terminator_id, list(islice(prompts, len(chat.prompts()))))
-    ]
-    return Yardstick(tuple(rows), len(held_out), tuple(ends), contract.terminator_id)
+    asked = endings(source, contract, (*held_out, *regrouped(held_out)))
+    return Yardstick(asked.rows, len(held_out), asked.ends, contract.terminator_id)
 
 
 def regrouped(chats: Sequence[Chat]) -> list[Chat]:

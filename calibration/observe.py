@@ -133,8 +133,7 @@ class _Calibration:
         """Take the states through the block, with some of its tensors replaced."""
         _replace(block, block_prefix(index), replacement)
         with products(self.precision):
-            for numbers in self.side.turns(len(self.states)):
-                self.side.run([partial(self._advance, index, block, number) for number in numbers])
+            self.walk.advance(index, block, self.states, self.precision, self.side)
 
     def show(self, index: int, block: nn.Module) -> None:
         """Take the states through the block and let the visitor see it."""
@@ -165,9 +164,6 @@ class _Calibration:
                 recorder.add([ear], self.side)
         peaks, inputs = recorder.sound()
         self.visit(Block(self.walk.depth, {}, inputs, peaks, divergences))
-
-    def _advance(self, index: int, block: nn.Module, number: int) -> None:
-        self.states[number] = self.walk.forward(index, block, self.states[number], self.precision)
 
     def _hear(self, recorder: _Recorder, index: int, block: nn.Module, number: int) -> _Ear:
         """One batch through the block; where calibration is sequential it goes on from the quantized block's."""

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from hermetiq.errors import HermetiqError
-from hermetiq.lanes import lanes
+from hermetiq.lanes import Lanes, lanes
 from hermetiq.machine import give_back_memory
 from hermetiq.model import EMBEDDING, HEAD, block_prefix
 
@@ -63,9 +63,7 @@ def final_hidden(
     states = walk.embed(rows, batches)
     with lanes(walk.device) as side, products(precision):
         for index, block in enumerate(walk.blocks()):
-            for numbers in side.turns(len(states)):
-                calls = [partial(walk.forward, index, block, states[number], precision) for number in numbers]
-                states[numbers.start : numbers.stop] = side.run(calls)
+            walk.advance(index, block, states, precision, side)
             if on_block is not None:
                 on_block(index + 1, walk.depth)
     hidden = {
@@ -164,6 +162,12 @@ class Walk:
         with rounding(precision, self.device):
             output: Tensor = block(state, **self._arguments_of(state)[index])
         return output
+
+    def advance(self, index: int, block: nn.Module, states: list[Tensor], precision: Precision, side: Lanes) -> None:
+        """Let every batch of states give way to what block `index` makes of it, so that they are never held twice."""
+        for numbers in side.turns(len(states)):
+            calls = [partial(self.forward, index, block, states[number], precision) for number in numbers]
+            states[numbers.start : numbers.stop] = side.run(calls)
 
     @torch.no_grad()
     def normalised(self, states: Sequence[Tensor]) -> list[Tensor]:
