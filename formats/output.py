@@ -26,15 +26,15 @@ class Output:
     def __init__(self, path: Path) -> None:
         self.path, self.written = path, 0
         self.digest = hashlib.sha256()
-        """Of the bytes appended."""
-        self._at = path.with_name(path.name + ".partial")
+        """Of the file's bytes."""
+        self.at = path.with_name(path.name + ".partial")
         """Where the file lies now."""
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._at.open("wb")
+            self._file = self.at.open("wb")
         except OSError as error:
             raise self._failed(error) from error
         return self
@@ -43,8 +43,8 @@ class Output:
         # On a full disk closing fails once more over what is still buffered; the file must go all the same.
         with suppress(OSError):
             self._file.close()
-        if error is not None or self._at != self.path:
-            self._at.unlink(missing_ok=True)
+        if error is not None or self.at != self.path:
+            self.at.unlink(missing_ok=True)
 
     def append(self, data: bytes | memoryview) -> None:
         try:
@@ -69,11 +69,23 @@ class Output:
         if size != planned:
             raise HermetiqError(f"wrote {size} bytes, planned {planned}", where=str(self.path))
 
+    def revise(self, offset: int, data: bytes) -> None:
+        """Put other bytes into the finished file, as many from `offset` on as `data` has."""
+        try:
+            self._file.seek(offset)
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            with self.at.open("rb") as whole:
+                self.digest = hashlib.file_digest(whole, "sha256")
+        except OSError as error:
+            raise self._failed(error) from error
+
     def publish(self) -> None:
         """Give the finished file its name."""
         try:
             self._file.close()
-            self._at = self._at.replace(self.path)
+            self.at = self.at.replace(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

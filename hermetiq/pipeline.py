@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hermetiq import harvest, tracks
@@ -22,6 +24,7 @@ from hermetiq.formats import exl2_plan as mixed
 from hermetiq.formats import linear_plan as linear
 from hermetiq.formats.exl2_plan import MixedPlan
 from hermetiq.formats.gguf import GgufHeader, GgufPlan, plan, write
+from hermetiq.formats.gguf.names import gguf_names
 from hermetiq.formats.legacy import legacy_finding
 from hermetiq.formats.linear_plan import LinearPlan
 from hermetiq.formats.output import write_files
@@ -33,11 +36,11 @@ from hermetiq.measurement import Measurement
 from hermetiq.model import FINAL_NORM, TokenKind, Vocabulary
 from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
 from hermetiq.plan import Job
-from hermetiq.progress import Ticker, part, silent
+from hermetiq.progress import Ticker, part, shares, silent
 from hermetiq.quantize.spec import Spec
 from hermetiq.repair import InitTags, mend
 from hermetiq.rules import named
-from hermetiq.settle import Settlement, settlements
+from hermetiq.settle import Settlement, Settler
 from hermetiq.stages import Stopwatch
 from hermetiq.tracks import Tracks
 
@@ -174,16 +177,17 @@ def export(
     earlier = make_room(folder, job, overwrite=overwrite, resume=resume)
     # Nothing slow may stand between the files and the manifest that makes them an export.
     source, watch = _source(job), Stopwatch()
-    walked, settling = (0.7, 0.85) if job.rows else (0.0, 0.0)
+    walked, read, settled = (0.7, 0.75, 0.85) if job.rows else (0.0, 0.0, 0.0)
     with no_empty_folders(folder, folder / "gguf"):
         with watch.stage("calibrate and quantize"):
             journal, known = _calibrated(job, folder, torch.device(device), resume=resume, tick=part(tick, 0.0, walked))
         with watch.stage("settle the terminator"):
-            settled = settlements(job, journal, known.folders, torch.device(device), part(tick, walked, settling))
+            settler = Settler.of(job, torch.device(device), part(tick, walked, read))
+            gains = settler.folders(journal, known.folders, part(tick, read, settled)) if settler and journal else {}
         with watch.stage("write folders"):
-            made = _write_folders(job, folder, journal, known, settled)
+            made = _write_folders(job, folder, journal, known, gains)
         with watch.stage("quantize and write GGUF files"):
-            made |= _write_gguf(job, folder, journal, threads, part(tick, settling, 1.0))
+            made |= _write_gguf(job, folder, journal, settler, threads, part(tick, settled, 1.0))
         measured = known.measurement.write(folder) if known.measurement else None
     if journal:
         source = replace(source, findings=(*source.findings, *harvest.findings(journal, known)))
@@ -263,7 +267,7 @@ def _write_folders(
 
 
 def _write_gguf(
-    job: Job, folder: Path, journal: Journal | None, threads: int | None, tick: Ticker
+    job: Job, folder: Path, journal: Journal | None, settler: Settler | None, threads: int | None, tick: Ticker
 ) -> dict[str, Artifact]:
     """All GGUF files from one read of the source, by path."""
     if not job.gguf:
@@ -272,17 +276,29 @@ def _write_gguf(
     weights: Mapping[str, Tensor] = {}
     if job.importance and journal:
         weights = harvest.importance(journal, tied=job.source.model.tied)
+    writing, settling = shares(tick, 2) if settler else (tick, silent)
+    steps = dict(zip(job.gguf, shares(settling, len(job.gguf)), strict=True))
+    settled: dict[str, Settlement] = {}
+
+    def settle(path: str, complete: Path) -> Mapping[str, NDArray[np.float32]]:
+        if settler is None or not job.gguf[path].quantized:
+            return {}
+        settled[path] = settler.file(complete, steps[path])
+        return {gguf_names(job.source.model)[FINAL_NORM]: settled[path].gains.numpy()}
+
     digests = write(
         {folder / path: file for path, file in job.gguf.items()},
         job.source,
         threads=threads or cores(),
         imatrix={name: tensor.cpu().numpy() for name, tensor in weights.items()},
-        on_tensor=lambda tensor, done: tick(f"writing {tensor}", done / total),
+        on_tensor=lambda tensor, done: writing(f"writing {tensor}", done / total),
+        revise=lambda path, complete: settle(path.relative_to(folder).as_posix(), complete),
     )
-    return {
+    made = {
         path: _file_artifact(path, job.specs[path], file, digests[folder / path], imatrix=job.importance)
         for path, file in job.gguf.items()
     }
+    return made | {path: replace(made[path], ending=settlement.ending) for path, settlement in settled.items()}
 
 
 def _path(spec: Spec, stem: str) -> str:

@@ -107,6 +107,15 @@ class Job:
         return frozenset((*self.linear, *self.mixed))
 
     @property
+    def settles(self) -> frozenset[str]:
+        """Paths of the artifacts whose rounding is settled: where something is calibrated, all that round at all.
+
+        Where nothing is, reading chats with the source and each file would take longer than making the files.
+        """
+        rounded = self.folders | {path for path, file in self.gguf.items() if file.quantized}
+        return rounded if self.rows else frozenset()
+
+    @property
     def measures(self) -> bool:
         """Whether the calibration pass has to find out what EXL2's widths cost each layer."""
         return bool(self.mixed) and self.measurement is None

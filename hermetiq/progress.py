@@ -15,3 +15,8 @@ def silent(what: str, share: float) -> None:
 def part(tick: Ticker, start: float, end: float) -> Ticker:
     """A ticker for one stage of a longer job, which fills the span from `start` to `end` of the whole."""
     return lambda what, share: tick(what, start + (end - start) * share)
+
+
+def shares(tick: Ticker, count: int) -> list[Ticker]:
+    """Tickers of equal parts, one after another."""
+    return [part(tick, place / count, (place + 1) / count) for place in range(count)]

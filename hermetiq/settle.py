@@ -1,9 +1,9 @@
-"""Folders that end their answers as readily as their source: the final norm's gains, settled on chats of their own.
+"""Artifacts that end their answers as readily as their source: the final norm's gains, settled on chats of their own.
 
-What rounding does to the terminator is a draw: on SmolLM2 at four bits a tenth to a quarter of a nat to either side,
-and a chat that is calibrated on does not show it. So the settling chats are read once with the source and once with
-each folder that was made, and `quantize.ending` takes the difference out of the norm before the head. It costs nothing
-at inference and changes no format.
+What rounding does to the terminator is a draw: on SmolLM2 at four bits a tenth to over half a nat to either side, and a
+chat that is calibrated on does not show it. So the settling chats are read once with the source and once with each
+artifact that was made, and `quantize.ending` takes the difference out of the norm before the head. It costs nothing at
+inference and changes no format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -19,13 +20,15 @@ from torch import Tensor
 from hermetiq.calibration.heldout import settling_chats
 from hermetiq.calibration.walk import Load, final_hidden, head_matrix
 from hermetiq.chat.endings import Endings, endings
+from hermetiq.checkpoint.gguf_source import GgufCheckpoint
 from hermetiq.checkpoint.packed import unpacked
+from hermetiq.formats.linear_plan import LinearPlan
 from hermetiq.harvest import quantization, stored
 from hermetiq.journal import Journal
 from hermetiq.manifest import Ending
 from hermetiq.model import FINAL_NORM
 from hermetiq.plan import Job
-from hermetiq.progress import Ticker, part
+from hermetiq.progress import Ticker, shares
 from hermetiq.quantize.ending import settle
 from hermetiq.tracks import Track, sound
 
@@ -38,10 +41,73 @@ OTHERS: Final = 1024
 
 @dataclass(frozen=True)
 class Settlement:
-    """What one folder stores in the place of the source's gains."""
+    """What one artifact stores in the place of the source's gains."""
 
-    gains: Tensor  # (hidden,) in the type of the folder's norms
+    gains: Tensor  # (hidden,) in the type of the artifact's norms
     ending: Ending
+
+
+@dataclass(frozen=True)
+class Settler:
+    """What the source makes of the settling chats, and what every artifact is held to."""
+
+    job: Job
+    device: torch.device
+    asked: Endings
+    counts: Tensor  # (ends,) bool: the source expects this end
+    mean: float
+    """Log-probability of the terminator at those ends, in nats."""
+
+    @classmethod
+    def of(cls, job: Job, device: torch.device, tick: Ticker) -> Self | None:
+        """Read the settling chats with the source; None where nothing is to be settled, or it expects no end of theirs.
+
+        Raises:
+            Refusal: `weight-nan`, `f16-overflow`.
+        """
+        asked = endings(job.source, job.contract, settling_chats()) if job.settles else Endings((), ())
+        if not asked.ends:
+            return None
+        source = _read(job.source.config, sound(job.source, narrow=True), asked, device, tick)
+        expected = (source.ends @ source.head.T).log_softmax(-1)[:, job.contract.terminator_id]
+        counts = expected > EXPECTED
+        return cls(job, device, asked, counts, float(expected[counts].mean())) if counts.any() else None
+
+    def folders(self, journal: Journal, tracks: Mapping[str, Track], tick: Ticker) -> dict[str, Settlement]:
+        """Settle every folder whose tensors lie in the journal, by path."""
+        steps = shares(tick, len(tracks))
+        return {
+            path: self._folder(track.plan, journal, path, step)
+            for step, (path, track) in zip(steps, tracks.items(), strict=True)
+        }
+
+    def file(self, path: Path, tick: Ticker) -> Settlement:
+        """Settle a GGUF file, read as it lies on disk."""
+        found = GgufCheckpoint(path)
+        return self._settled(found.config, found.load, found.load(FINAL_NORM), tick)
+
+    def _folder(self, plan: LinearPlan, journal: Journal, path: str, tick: Ticker) -> Settlement:
+        load = stored(self.job.source, plan, journal, path)
+        names = [tensor.name for tensor in plan.tensors]
+        # A packed head is no embedding, though the source's may be.
+        tied = not any(name.startswith("lm_head.") for name in names)
+        config = {**self.job.source.config, "tie_word_embeddings": tied}
+        logical = unpacked(quantization(self.job, plan), names, load, plan.model)
+        return self._settled(config, logical, load(FINAL_NORM), tick)
+
+    def _settled(
+        self,
+        config: Mapping[str, Any],
+        load: Load,
+        gains: Tensor,  # (hidden,)
+        tick: Ticker,
+    ) -> Settlement:
+        states = _read(config, load, self.asked, self.device, tick)
+        terminator = self.job.contract.terminator_id
+        found = settle(
+            gains.to(self.device), states.ends[self.counts], states.others, states.head, terminator, self.mean
+        )
+        return Settlement(found.gains.cpu(), Ending(int(self.counts.sum()), self.mean, found.before, found.after))
 
 
 @dataclass(frozen=True)
@@ -51,46 +117,6 @@ class _States:
     ends: Tensor  # (ends, hidden)
     others: Tensor  # (OTHERS or less, hidden), evenly spaced
     head: Tensor  # (vocabulary, hidden)
-
-
-def settlements(
-    job: Job, journal: Journal | None, tracks: Mapping[str, Track], device: torch.device, tick: Ticker
-) -> dict[str, Settlement]:
-    """The gains of each folder, by path; none where the model has no chats whose end it expects.
-
-    Raises:
-        Refusal: `weight-nan`, `f16-overflow`.
-    """
-    if journal is None or not tracks:
-        return {}
-    asked = endings(job.source, job.contract, settling_chats())
-    if not asked.ends:
-        return {}
-    steps = [part(tick, place / (len(tracks) + 1), (place + 1) / (len(tracks) + 1)) for place in range(len(tracks) + 1)]
-    expected = _expected(job, asked, device, steps[0])
-    told = expected > EXPECTED
-    if not told.any():
-        return {}
-    target = float(expected[told].mean())
-    made = {}
-    for step, (path, track) in zip(steps[1:], tracks.items(), strict=True):
-        load = stored(job.source, track.plan, journal, path)
-        names = [tensor.name for tensor in track.plan.tensors]
-        # A packed head is no embedding, though the source's may be.
-        config = {**job.source.config, "tie_word_embeddings": not any(name.startswith("lm_head.") for name in names)}
-        logical = unpacked(quantization(job, track.plan), names, load, track.plan.model)
-        states = _read(config, logical, asked, device, step)
-        gains = load(FINAL_NORM).to(device)
-        found = settle(gains, states.ends[told], states.others, states.head, job.contract.terminator_id, target)
-        ending = Ending(int(told.sum()), target, found.before, found.after)
-        made[path] = Settlement(found.gains.cpu(), ending)
-    return made
-
-
-def _expected(job: Job, asked: Endings, device: torch.device, tick: Ticker) -> Tensor:  # (ends,)
-    """Log-probability that the source gives the terminator at each end."""
-    source = _read(job.source.config, sound(job.source, narrow=True), asked, device, tick)
-    return (source.ends @ source.head.T).log_softmax(-1)[:, job.contract.terminator_id]
 
 
 def _read(config: Mapping[str, Any], load: Load, asked: Endings, device: torch.device, tick: Ticker) -> _States:

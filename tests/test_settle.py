@@ -1,8 +1,9 @@
-"""Every folder ends its answers as readily as its source, by gains that are in its files, and tells so truthfully."""
+"""Every artifact ends its answers as readily as its source, by gains that are in its files, and tells so truthfully."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from hermetiq.calibration.walk import final_hidden, head
 from hermetiq.chat.endings import endings
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
-from hermetiq.manifest import Ending, Manifest
+from hermetiq.checkpoint.folder import FolderCheckpoint
+from hermetiq.manifest import Artifact, Ending, Manifest
 from hermetiq.model import FINAL_NORM
 from hermetiq.pipeline import export, prepare
 from hermetiq.plan import Job
 from hermetiq.quantize.spec import parse
 from tests.fixtures.models import tiny_checkpoint
 
-SPECS = ("gptq:3bit-g32", "awq:4bit-g32", "exl2:3.0bpw")
-FOLDERS = ("gptq-3bit-g32", "awq-4bit-g32", "exl2-3.0bpw")
+SPECS = ("gptq:3bit-g32", "awq:4bit-g32", "exl2:3.0bpw", "gguf:Q4_0", "gguf:F16")
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
@@ -60,10 +61,17 @@ def logprobs(checkpoint: Checkpoint, job: Job) -> torch.Tensor:  # (ends,)
     return head(checkpoint.config, checkpoint.load)(states).log_softmax(-1)[:, job.contract.terminator_id]
 
 
-def test_each_folder_ends_as_its_source_does(job: Job, out: Path) -> None:
+def rounded(folder: Path) -> list[Artifact]:
+    """The artifacts of an export that round."""
+    *artifacts, plain = Manifest.read(folder).artifacts
+    assert [item.spec for item in (*artifacts, plain)] == list(SPECS)
+    assert plain.ending is None
+    return artifacts
+
+
+def test_each_artifact_ends_as_its_source_does(job: Job, out: Path) -> None:
     source = logprobs(job.source, job)
-    artifacts = Manifest.read(out).artifacts
-    assert [item.file for item in artifacts] == list(FOLDERS)
+    artifacts = rounded(out)
     for item in artifacts:
         assert isinstance(item.ending, Ending)
         found = logprobs(open_checkpoint(out / item.file), job)
@@ -79,13 +87,25 @@ def test_each_folder_ends_as_its_source_does(job: Job, out: Path) -> None:
 def test_nothing_but_the_final_norm_is_changed(job: Job, out: Path, tmp_path: Path) -> None:
     """These models expect no end of theirs by themselves, so without the patch nothing is settled."""
     plain = export(job, tmp_path / "out")
-    assert [item.ending for item in plain.artifacts] == [None] * 3
-    for path in FOLDERS:
-        mine, theirs = (open_checkpoint(folder / path) for folder in (out, tmp_path / "out"))
+    assert [item.ending for item in plain.artifacts] == [None] * len(SPECS)
+    for item in plain.artifacts:
+        mine, theirs = (open_checkpoint(folder / item.file) for folder in (out, tmp_path / "out"))
         changed = [name for name in theirs.tensors if not torch.equal(mine.load(name), theirs.load(name))]
-        assert changed == [FINAL_NORM]
+        assert changed == ([] if item.spec == "gguf:F16" else [FINAL_NORM])
         before, after = theirs.load(FINAL_NORM).float(), mine.load(FINAL_NORM).float()
         assert ((after - before).abs() <= 0.1001 * before.abs()).all()
+
+
+@pytest.mark.parametrize("imatrix", [False, True])
+def test_gguf_files_alone_are_settled_where_they_are_calibrated(
+    job: Job, imatrix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "EXPECTED", -100.0)
+    assert isinstance(job.source, FolderCheckpoint)
+    again = prepare(job.source.path, [parse("gguf:Q4_0")], imatrix=imatrix, rows=4, row_tokens=48)
+    (artifact,) = export(again, tmp_path / "out").artifacts
+    assert (artifact.ending is not None) is imatrix
+    assert sha256((tmp_path / "out" / artifact.file).read_bytes()).hexdigest() == artifact.sha256
 
 
 def test_only_ends_that_the_source_expects_count(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

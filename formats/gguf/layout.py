@@ -21,7 +21,7 @@ from hermetiq.quantize.ggml import row_bytes
 from . import metadata, rope
 from .metadata import Entry, GgufHeader
 from .names import gguf_names
-from .recipe import Choice, bits_per_weight, choose
+from .recipe import Choice, bits_per_weight, choose, is_quantized
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,28 @@ class GgufPlan:
         """Bytes of the finished file."""
         return len(self.header) + sum(aligned(tensor.bytes) for tensor in self.tensors)
 
+    def place(self, name: str) -> tuple[int, PlannedTensor]:
+        """The tensor of this name, behind the number of bytes before its data.
+
+        Raises:
+            KeyError: the file has no such tensor.
+        """
+        start = len(self.header)
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return start, tensor
+            start += aligned(tensor.bytes)
+        raise KeyError(name)
+
     @property
     def weights(self) -> int:
         """Weights in all tensors."""
         return sum(tensor.weights for tensor in self.tensors)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any tensor is."""
+        return any(is_quantized(tensor.choice.type) for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:

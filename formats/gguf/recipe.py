@@ -156,7 +156,7 @@ def choose(
     if len(shape) < 2 or not name.endswith(".weight"):
         return Choice(GgmlType.F32, GgmlType.F32)
     nominal = BASE[recipe]
-    if _is_quantized(nominal):
+    if is_quantized(nominal):
         nominal = _head(nominal) if _is_head(config, name) else _body(recipe, config, name, imatrix=imatrix)
     return Choice(_fitting(nominal, columns=shape[-1]), nominal)
 
@@ -167,7 +167,8 @@ def bits_per_weight(type: GgmlType) -> float:
     return float(8 * size / block)
 
 
-def _is_quantized(type: GgmlType) -> bool:
+def is_quantized(type: GgmlType) -> bool:
+    """Whether a block shares scales, so that a weight has fewer bits than any float."""
     return type not in (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
 
 

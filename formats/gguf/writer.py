@@ -49,6 +49,9 @@ class TensorSource(Protocol):
 
 Progress = Callable[[str, int], None]
 """Called with the GGUF name of a finished tensor and the bytes written so far to all files."""
+Revise = Callable[[Path, Path], Mapping[str, Float32]]
+"""Called with the path of a file to be and where it lies complete: tensors of type F32, by their GGUF names, that take
+the place of what it holds."""
 
 
 def write(
@@ -58,6 +61,7 @@ def write(
     threads: int,
     imatrix: Mapping[str, Float32] | None = None,
     on_tensor: Progress | None = None,
+    revise: Revise | None = None,
     library: Ggml | None = None,
 ) -> dict[Path, str]:
     """Write every planned file, from plans of one model, reading each tensor of `source` once.
@@ -70,12 +74,13 @@ def write(
 
     Args:
         imatrix: importance of each input column, (in,), by the Hugging Face name of the weight.
+        revise: has the last word on a tensor of each file, which it may read.
 
     Raises:
         Refusal: `weight-nan`, a tensor holds NaN or infinity; `f16-overflow`, a weight is too large for a type, or
             F16 loses a row; `source-incomplete`, it has another shape than planned.
         HermetiqError: the disk is full or the folder cannot be written; no ggml.
-        ValueError: the plans are of different models.
+        ValueError: the plans are of different models; a revised tensor is not of type F32, or has another shape.
     """
     first = next(iter(plans.values()))
     if any(plan.model != first.model for plan in plans.values()):
@@ -95,6 +100,11 @@ def write(
                 on_tensor(slice.planned[0].name, sum(output.written for output in outputs))
         for output, plan in zip(outputs, plans.values(), strict=True):
             output.finish(plan.size)
+            for name, values in (revise(output.path, output.at) if revise else {}).items():
+                start, tensor = plan.place(name)
+                if tensor.choice.type is not GgmlType.F32 or values.shape != tensor.shape:
+                    raise ValueError(f"{name} is {tensor.choice.type.name} of shape {tensor.shape}")
+                output.revise(start, values.astype(np.float32).tobytes())
         for output in outputs:
             output.publish()
         return {output.path: output.digest.hexdigest() for output in outputs}

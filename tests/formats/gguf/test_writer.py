@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -28,7 +29,7 @@ from tests.formats.gguf.small import CONFIG, NARROW, MemorySource, header, rando
 from tests.oracles import gguf_bytes
 
 SMALL = replace(NARROW, layers=2)
-LAST = "model.norm.weight"
+LAST, FINAL = "model.norm.weight", "output_norm.weight"
 
 
 def names(folder: Path) -> list[str]:
@@ -226,7 +227,7 @@ def test_a_disk_that_fills_at_the_last_moment_is_the_same(tmp_path: Path, monkey
 
 def test_a_file_that_is_not_as_planned_never_gets_its_name(tmp_path: Path) -> None:
     def meddle(name: str, _: int) -> None:
-        if name == "output_norm.weight":
+        if name == FINAL:
             with (tmp_path / "model.gguf.partial").open("ab") as file:
                 file.write(bytes(1 << 20))
 
@@ -244,6 +245,46 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(HermetiqError, match="cannot write"):
         write_file(tmp_path / "file" / "model.gguf", SMALL, "Q8_0", random_weights(SMALL))
+
+
+def test_a_complete_file_may_be_read_and_revised_before_it_gets_its_name(tmp_path: Path) -> None:
+    source, gains = MemorySource(random_weights(SMALL)), np.linspace(0, 2, SMALL.hidden, dtype=np.float32)
+
+    def revise(path: Path, complete: Path) -> dict[str, ggml.Float32]:
+        assert (complete.parent, path.exists()) == (tmp_path, False)
+        read = {tensor.name: tensor.data for tensor in gguf.GGUFReader(complete).tensors}
+        np.testing.assert_array_equal(read[FINAL], source.weights[LAST])
+        return {FINAL: gains} if path.name == "revised.gguf" else {}
+
+    plans = {tmp_path / name: plan(header(SMALL), "Q4_0") for name in ("revised.gguf", "plain.gguf")}
+    digests = write(plans, source, threads=2, revise=revise)
+    assert names(tmp_path) == ["plain.gguf", "revised.gguf"]
+    assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in plans}
+    plain, revised = ({t.name: t.data for t in gguf.GGUFReader(tmp_path / name).tensors} for name in names(tmp_path))
+    assert [name for name in plain if not np.array_equal(plain[name], revised[name])] == [FINAL]
+    np.testing.assert_array_equal(revised[FINAL], gains)
+    # By hand: nothing but those bytes differs.
+    before, after = ((tmp_path / name).read_bytes() for name in names(tmp_path))
+    start = len(plans[tmp_path / "plain.gguf"].header) + gguf_bytes.parse(before).tensors[FINAL].offset
+    assert after == before[:start] + gains.astype("<f4").tobytes() + before[start + gains.nbytes :]
+
+
+@pytest.mark.parametrize(
+    ("revision", "error"),
+    [
+        ({"output_norm.weight": np.zeros(95, np.float32)}, ValueError),
+        ({"token_embd.weight": np.zeros((288, 96), np.float32)}, ValueError),
+        ({"no_such.weight": np.zeros(96, np.float32)}, KeyError),
+    ],
+    ids=["another shape", "quantized", "unknown"],
+)
+def test_what_cannot_be_put_into_a_file_is_not(
+    revision: dict[str, ggml.Float32], error: type[Exception], tmp_path: Path
+) -> None:
+    plans = {tmp_path / "model.gguf": plan(header(SMALL), "Q4_0")}
+    with pytest.raises(error):
+        write(plans, MemorySource(random_weights(SMALL)), threads=2, revise=lambda *_: revision)
+    assert not names(tmp_path)
 
 
 def test_a_killed_process_leaves_no_final_name(tmp_path: Path) -> None:
