@@ -152,6 +152,10 @@ def show_files(manifest: Manifest, folder: Path) -> None:
         if item.widths:
             out.print(f"{item.file}: {item.nominal_bpw:.3f} bits per weight of its blocks; expected KL "
                       f"{item.expected_kl:.4f}")  # fmt: skip
+        if ending := item.ending:
+            before, since = ending.rounded - ending.source, ending.settled - ending.source
+            out.print(f"{item.file}: its final norm is settled; where {ending.ends} answers end, the terminator is "
+                      f"{since:+.3f} nats from the source's, {before:+.3f} before")  # fmt: skip
 
 
 def show_reports(reports: Sequence[ArtifactReport]) -> None:

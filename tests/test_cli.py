@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from hermetiq import __version__, cli, screen
+from hermetiq.manifest import Ending
 from hermetiq.rules import RULES
 from tests.fixtures.models import copy_of, tiny_checkpoint
+from tests.test_manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,16 @@ def test_unusable_input_is_one_error_with_nothing_written(hermetiq: Program, her
         assert told in outcome.out + outcome.err, (case, outcome)
         assert "Traceback" not in outcome.out + outcome.err, case
         assert not (tmp_path / "out").exists(), case
+
+
+def test_how_a_final_norm_was_settled_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    ending = Ending(ends=104, source=-1.0, rounded=-1.1875, settled=-0.999)
+    settled = replace(MANIFEST, artifacts=tuple(replace(item, ending=ending) for item in MANIFEST.artifacts[:1]))
+    screen.show_files(settled, Path("out"))
+    told = "where 104 answers end, the terminator is +0.001 nats from the source's, -0.188 before"
+    assert f"{MANIFEST.artifacts[0].file}: its final norm is settled; {told}" in capsys.readouterr().out
+    screen.show_files(MANIFEST, Path("out"))
+    assert "settled" not in capsys.readouterr().out
 
 
 def test_control_characters_of_a_file_never_reach_the_terminal() -> None:

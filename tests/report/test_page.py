@@ -14,7 +14,7 @@ import pytest
 
 from hermetiq import cli
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import REPORT, Artifact, Manifest, combined_sha256
+from hermetiq.manifest import REPORT, Artifact, Ending, Manifest, combined_sha256
 from hermetiq.repair import Change
 from hermetiq.report import report
 from hermetiq.report.page import render
@@ -46,7 +46,8 @@ def verified(made: Artifact, kl: float, *, passed: bool = True) -> Verification:
     return Verification(made.sha256, (check,), figures, (), ends)
 
 
-GPTQ = artifact("gptq:4bit-g64", 4.5, errors=dict.fromkeys(LAYERS, 0.01) | {LAYERS[0]: 0.2})
+SETTLED = Ending(ends=104, source=-1.0, rounded=-1.1875, settled=-0.999)
+GPTQ = artifact("gptq:4bit-g64", 4.5, errors=dict.fromkeys(LAYERS, 0.01) | {LAYERS[0]: 0.2}, ending=SETTLED)
 EXL2 = artifact("exl2:4.65bpw", 4.65, widths=dict.fromkeys(LAYERS, "1:4b-g128") | {LAYERS[0]: "1:8b-g128"})
 GGUF = artifact("gguf:Q8_0", 8.5)
 FULL = replace(
@@ -73,6 +74,8 @@ def test_figures_are_those_of_the_manifest() -> None:
     assert "calibrate and quantize 144.8 3.00 GiB" in text
     assert "pale 0.01, full 0.2 of the output's energy" in text
     assert "pale 4, full 8 bits" in text
+    assert text.count("final norm is settled") == 1
+    assert "settled by 104 ends of other chats: -0.188 nats from the source before, +0.001 since" in text
     assert "repaired eos-mismatch config.json: eos_token_id from 2 to <|im_end|>" in text
 
 
