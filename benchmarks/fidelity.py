@@ -20,7 +20,7 @@ from typing import Final
 from hermetiq.calibration.corpus import Chat
 from hermetiq.calibration.heldout import held_out_chats
 from hermetiq.chat.contract import derive
-from hermetiq.chat.endings import endings
+from hermetiq.chat.conversations import conversations
 from hermetiq.checkpoint import Checkpoint, open_checkpoint
 from hermetiq.verify import fidelity
 from hermetiq.verify.reading import Reading, read_rows
@@ -61,7 +61,7 @@ def yardstick(source: Checkpoint) -> Yardstick:
     """The rows of a model."""
     contract = derive(source)
     held_out = held_out_chats()
-    asked = endings(source, contract, (*held_out, *regrouped(held_out)))
+    asked = conversations(source, contract, (*held_out, *regrouped(held_out)))
     return Yardstick(asked.rows, len(held_out), asked.ends, contract.terminator_id)
 
 

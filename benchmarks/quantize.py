@@ -137,7 +137,7 @@ GOALS: Final = (
     ratio("kl", "gptq-actorder", "gptqmodel-desc-act", 0.7),
     ratio("kl", "awq", "autoawq", 0.6),
     ratio("kl", "q4_k_m-importance", "q4_k_m", 1.0),
-    *map(kept, ("gptq", "gptq-actorder", "awq")),
+    *map(kept, ("gptq", "gptq-actorder", "awq", "q4_k_m-importance")),
     ratio("seconds", "gptq", "gptqmodel", 0.4),
     ratio("peak", "gptq", "gptqmodel", 1.0),
     ratio("seconds", "together", "gptq", 1.6),

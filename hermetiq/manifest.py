@@ -120,9 +120,9 @@ class Artifact:
     expected_kl: float | None = None
     """Damage that the allocation of those rungs expects, nats per token (EXL2)."""
     ending: Ending | None = None
-    """By which the final norm's gains were settled; None where they are the source's own: in an export that calibrates
-    nothing, in a GGUF file that rounds nothing, and where the source expects no end of the settling chats (a base
-    model, an untrained one)."""
+    """By which the final norm's gains were settled; None where they are the source's own: in a GGUF file that is not
+    calibrated or rounds nothing, and where the source expects no end of the settling chats (a base model, an untrained
+    one)."""
 
 
 @dataclass(frozen=True)

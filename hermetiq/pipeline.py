@@ -281,7 +281,7 @@ def _write_gguf(
     settled: dict[str, Settlement] = {}
 
     def settle(path: str, complete: Path) -> Mapping[str, NDArray[np.float32]]:
-        if settler is None or not job.gguf[path].quantized:
+        if settler is None or path not in job.settles:
             return {}
         settled[path] = settler.file(complete, steps[path])
         return {gguf_names(job.source.model)[FINAL_NORM]: settled[path].gains.numpy()}

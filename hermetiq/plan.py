@@ -108,12 +108,8 @@ class Job:
 
     @property
     def settles(self) -> frozenset[str]:
-        """Paths of the artifacts whose rounding is settled: where something is calibrated, all that round at all.
-
-        Where nothing is, reading chats with the source and each file would take longer than making the files.
-        """
-        rounded = self.folders | {path for path, file in self.gguf.items() if file.quantized}
-        return rounded if self.rows else frozenset()
+        """Paths of the artifacts whose final norm is settled: those that are calibrated and round anything."""
+        return self.folders | {path for path, file in self.gguf.items() if self.importance and file.quantized}
 
     @property
     def measures(self) -> bool:

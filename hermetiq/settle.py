@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hermetiq.calibration.heldout import settling_chats
 from hermetiq.calibration.walk import Load, final_hidden, head_matrix
-from hermetiq.chat.endings import Endings, endings
+from hermetiq.chat.conversations import Conversations, conversations
 from hermetiq.checkpoint.gguf_source import GgufCheckpoint
 from hermetiq.checkpoint.packed import unpacked
 from hermetiq.formats.linear_plan import LinearPlan
@@ -53,7 +53,7 @@ class Settler:
 
     job: Job
     device: torch.device
-    asked: Endings
+    asked: Conversations
     counts: Tensor  # (ends,) bool: the source expects this end
     mean: float
     """Log-probability of the terminator at those ends, in nats."""
@@ -65,7 +65,9 @@ class Settler:
         Raises:
             Refusal: `weight-nan`, `f16-overflow`.
         """
-        asked = endings(job.source, job.contract, settling_chats()) if job.settles else Endings((), ())
+        if not job.settles:
+            return None
+        asked = conversations(job.source, job.contract, settling_chats())
         if not asked.ends:
             return None
         source = _read(job.source.config, sound(job.source, narrow=True), asked, device, tick)
@@ -119,7 +121,7 @@ class _States:
     head: Tensor  # (vocabulary, hidden)
 
 
-def _read(config: Mapping[str, Any], load: Load, asked: Endings, device: torch.device, tick: Ticker) -> _States:
+def _read(config: Mapping[str, Any], load: Load, asked: Conversations, device: torch.device, tick: Ticker) -> _States:
     hidden = final_hidden(
         config,
         load,

@@ -14,7 +14,7 @@ from hermetiq import settle
 from hermetiq.calibration import sums
 from hermetiq.calibration.heldout import settling_chats
 from hermetiq.calibration.walk import final_hidden, head
-from hermetiq.chat.endings import endings
+from hermetiq.chat.conversations import conversations
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.folder import FolderCheckpoint
@@ -55,7 +55,7 @@ def out(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logprobs(checkpoint: Checkpoint, job: Job) -> torch.Tensor:  # (ends,)
     """What a model makes of each end, read in float32 and from its files alone."""
-    asked = endings(job.source, job.contract, settling_chats())
+    asked = conversations(job.source, job.contract, settling_chats())
     hidden = final_hidden(checkpoint.config, checkpoint.load, asked.rows)
     states = torch.stack([hidden[row][place] for row, place in asked.ends])
     return head(checkpoint.config, checkpoint.load)(states).log_softmax(-1)[:, job.contract.terminator_id]

@@ -170,7 +170,20 @@ def _calibration(manifest: Manifest, repo: Repo) -> str:
     return (
         f"## Calibration\n\n{used.rows_used} rows, {used.tokens} tokens of the corpus {code(used.corpus)} in the "
         f"model's own chat template (seed {used.seed}; {used.template_share:.0%} of the tokens are the template's), "
-        f"{how}. SHA-256 of the token ids: {code(used.sha256)}."
+        f"{how}. SHA-256 of the token ids: {code(used.sha256)}.{_settled(manifest, repo)}"
+    )
+
+
+def _settled(manifest: Manifest, repo: Repo) -> str:
+    told = "; ".join(
+        f"{code(_shown(branch, artifact))} {ending.rounded - ending.source:+.3f} before, "
+        f"{ending.settled - ending.source:+.3f} since"
+        for branch, artifact in usage.artifacts(manifest, repo)
+        if (ending := artifact.ending)
+    )
+    return told and (
+        " The gains of the final norm are then settled on other chats, so that the token which ends a turn is as "
+        f"probable where answers end as in the source; nats apart: {told}."
     )
 
 

@@ -13,12 +13,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from hermetiq.chat.conversations import Prompt
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.machine import free_memory
 from hermetiq.model import EMBEDDING, HEAD
 
 from .observe import ANSWER_TOKENS
-from .reference import Prompt, Reference
+from .reference import Reference
 from .smoke import Answer, answered, generated
 
 EXACT_WEIGHTS = 1_000_000_000

@@ -5,14 +5,13 @@ All of it is made once, however many artifacts there are, and no weight is read 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
-from hermetiq.calibration.heldout import held_out_chats, smoke_prompts, turn_ends
+from hermetiq.calibration.heldout import held_out_chats, smoke_prompts
 from hermetiq.chat.contract import ChatContract, derive
+from hermetiq.chat.conversations import Prompt, conversations, prompts
 from hermetiq.chat.scribe import Scribe
-from hermetiq.chat.template import Message
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.tokenizer import Tokenizer
 from hermetiq.errors import HermetiqError
@@ -24,15 +23,6 @@ from .strings import decomposed_strings, parity_strings
 SAMPLES = 4
 """Prompts on which llama.cpp's Jinja engine is compared."""
 _TAG_KINDS = (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """An unanswered chat: its messages, the text the source's template makes of them, and the ids of that."""
-
-    messages: tuple[Message, ...]
-    text: str
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ def read(checkpoint: Checkpoint, *, base_model: bool = False) -> Reference:
         ends=chats.ends,
         texts=_encodings(tokenizer, parity_strings(specials, chats.texts)),
         decomposed=_encodings(tokenizer, decomposed_strings()),
-        smoke=tuple(prompt for prompt in _prompts(Scribe(contract, tokenizer), questions) if prompt),
+        smoke=tuple(prompt for prompt in prompts(Scribe(contract, tokenizer), questions) if prompt),
         samples=chats.prompts[:: max(1, len(chats.prompts) // SAMPLES)][:SAMPLES],
         notes=chats.notes,
     )
@@ -113,25 +103,19 @@ def held_out(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
     """
     if not contract.is_chat:
         return _held_out_texts(checkpoint, contract)
-    rendered = _conversations(Scribe(contract, checkpoint.tokenizer))
-    taken = [chat for chat in rendered if chat and len(chat.ids) <= checkpoint.model.context_length]
-    ends = [
-        (row, position)
-        for row, chat in enumerate(taken)
-        for position in turn_ends(chat.ids, contract.terminator_id, [prompt.ids for prompt in chat.prompts])
-    ]
-    if not ends:
+    chats = conversations(checkpoint, contract, held_out_chats())
+    if not chats.ends:
         raise HermetiqError(
-            f"the template closes no assistant turn of {len(taken)} held-out chats that fit the model",
+            f"the template closes no assistant turn of {len(chats.taken)} held-out chats that fit the model",
             where=checkpoint.provenance.name,
             remedy="see what the template makes of a chat that alternates user and assistant",
         )
     return HeldOut(
-        rows=tuple(chat.ids for chat in taken),
-        ends=tuple(ends),
-        texts=tuple(chat.text for chat in taken),
-        prompts=tuple(prompt for chat in taken for prompt in chat.prompts),
-        notes=_left_out(refused=rendered.count(None), long=len(rendered) - rendered.count(None) - len(taken)),
+        rows=chats.rows,
+        ends=chats.ends,
+        texts=tuple(chat.text for chat in chats.taken),
+        prompts=tuple(prompt for chat in chats.taken for prompt in chat.prompts),
+        notes=_left_out(refused=chats.refused, long=chats.long),
     )
 
 
@@ -150,36 +134,6 @@ def _held_out_texts(checkpoint: Checkpoint, contract: ChatContract) -> HeldOut:
         prompts=(),
         notes=(unasked, *_left_out(refused=0, long=len(rows) - len(taken))),
     )
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    """A whole held-out chat, and its beginnings up to each answer."""
-
-    text: str
-    ids: tuple[int, ...]
-    prompts: tuple[Prompt, ...]
-
-
-def _conversations(scribe: Scribe) -> list[_Conversation | None]:
-    """The held-out chats."""
-    chats = held_out_chats()
-    texts = scribe.render([chat.messages for chat in chats])
-    beginnings = iter(_prompts(scribe, [messages for chat in chats for messages in chat.prompts()]))
-    found: list[_Conversation | None] = []
-    for chat, text in zip(chats, texts, strict=True):
-        prompts = tuple(prompt for prompt in islice(beginnings, len(chat.prompts())) if prompt)
-        found.append(None if text is None else _Conversation(text, scribe.encode(text), prompts))
-    return found
-
-
-def _prompts(scribe: Scribe, chats: Sequence[tuple[Message, ...]]) -> list[Prompt | None]:
-    """Chats that end with a user's turn, rendered with the opening of the answer."""
-    texts = scribe.render(chats, prompt=True)
-    return [
-        None if text is None else Prompt(messages, text, scribe.encode(text))
-        for messages, text in zip(chats, texts, strict=True)
-    ]
 
 
 def _encodings(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Encoding, ...]:

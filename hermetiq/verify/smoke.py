@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hermetiq.chat.contract import ChatContract
+from hermetiq.chat.conversations import Prompt
 from hermetiq.runtimes.llama_cpp import Generation
-
-from .reference import Prompt
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import ENDPOINT
 
 from hermetiq.errors import HermetiqError
-from hermetiq.manifest import Calibration, Manifest
+from hermetiq.manifest import Calibration, Ending, Manifest
 from hermetiq.publish import own_text, prepare
 from hermetiq.publish.card import card
 from hermetiq.publish.markdown import block, code, plain, without_paths
@@ -113,9 +113,12 @@ def test_calibration_provenance_and_reasons_stand_on_the_card(tmp_path: Path) ->
     )  # fmt: skip
     used = Calibration("built-in", 7, "c" * 64, 128, 120, 8, 61440, 0.25, serves=("awq-4bit-g64",))
     change = Change("eos-mismatch", "config.json", "eos_token_id", "2", "32000", "It closes no turn.")
-    replace(made, calibration=used, verification={}, repairs=(change,)).write(tmp_path)
+    ending = Ending(104, source=-1.0, rounded=-1.1875, settled=-0.999)
+    settled = tuple(replace(item, ending=ending) for item in made.artifacts)
+    replace(made, artifacts=settled, calibration=used, verification={}, repairs=(change,)).write(tmp_path)
     text = cards(tmp_path, force="for a | bug <b>report</b>", licence_of=lambda name: None)["AWQ"]
     assert "120 rows, 61440 tokens of the corpus `built-in`" in text
+    assert "as in the source; nats apart: `main` -0.188 before, +0.001 since." in text
     assert "Reason given: for a \\| bug &lt;b&gt;report&lt;/b&gt;." in text
     assert "`awq-4bit-g64`: never verified" in text
     assert "quantized by hermetiq" in text

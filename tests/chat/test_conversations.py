@@ -8,7 +8,7 @@ import pytest
 
 from hermetiq.calibration.corpus import Chat
 from hermetiq.chat.contract import derive
-from hermetiq.chat.endings import endings
+from hermetiq.chat.conversations import conversations
 from hermetiq.checkpoint import open_checkpoint
 from tests.fixtures.models import tiny_checkpoint
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_answer_ends_before_a_terminator_and_behind_its_text(model: Path) -> None:
     source = open_checkpoint(model)
     contract = derive(source)
-    found = endings(source, contract, CHATS)
+    found = conversations(source, contract, CHATS)
     answers = iter(
         message["content"]
         for chat in CHATS
@@ -43,10 +43,10 @@ def test_each_answer_ends_before_a_terminator_and_behind_its_text(model: Path) -
 
 def test_chats_beyond_the_context_are_left_out(model: Path) -> None:
     source = open_checkpoint(model)
-    whole = endings(source, derive(source), CHATS)
+    whole = conversations(source, derive(source), CHATS)
     limit = sorted(map(len, whole.rows))[1]
     object.__setattr__(source.model, "context_length", limit)
-    short = endings(source, derive(source), CHATS)
+    short = conversations(source, derive(source), CHATS)
     assert short.rows == tuple(row for row in whole.rows if len(row) <= limit)
     assert [row for row, _ in short.ends] == [0, 0, 1]
 
@@ -55,4 +55,4 @@ def test_a_base_model_has_none(model: Path) -> None:
     source = open_checkpoint(model)
     source.templates = {}
     contract = derive(source, base_model=True)
-    assert endings(source, contract, CHATS).rows == ()
+    assert conversations(source, contract, CHATS).rows == ()
