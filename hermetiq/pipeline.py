@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hermetiq import harvest, tracks
@@ -37,6 +35,7 @@ from hermetiq.model import FINAL_NORM, TokenKind, Vocabulary
 from hermetiq.place import JOURNAL, clear, files_of, finished, make_room, no_empty_folders
 from hermetiq.plan import Job
 from hermetiq.progress import Ticker, part, shares, silent
+from hermetiq.quantize.ggml import Float32
 from hermetiq.quantize.spec import Spec
 from hermetiq.repair import InitTags, mend
 from hermetiq.rules import named
@@ -278,25 +277,27 @@ def _write_gguf(
         weights = harvest.importance(journal, tied=job.source.model.tied)
     writing, settling = shares(tick, 2) if settler else (tick, silent)
     steps = dict(zip(job.gguf, shares(settling, len(job.gguf)), strict=True))
+    paths = {folder / path: path for path in job.gguf}
     settled: dict[str, Settlement] = {}
 
-    def settle(path: str, complete: Path) -> Mapping[str, NDArray[np.float32]]:
+    def settle(file: Path, complete: Path) -> Mapping[str, Float32]:
+        path = paths[file]
         if settler is None or path not in job.settles:
             return {}
         settled[path] = settler.file(complete, steps[path])
         return {gguf_names(job.source.model)[FINAL_NORM]: settled[path].gains.numpy()}
 
     digests = write(
-        {folder / path: file for path, file in job.gguf.items()},
+        {file: job.gguf[path] for file, path in paths.items()},
         job.source,
         threads=threads or cores(),
         imatrix={name: tensor.cpu().numpy() for name, tensor in weights.items()},
         on_tensor=lambda tensor, done: writing(f"writing {tensor}", done / total),
-        revise=lambda path, complete: settle(path.relative_to(folder).as_posix(), complete),
+        revise=settle,
     )
     made = {
-        path: _file_artifact(path, job.specs[path], file, digests[folder / path], imatrix=job.importance)
-        for path, file in job.gguf.items()
+        path: _file_artifact(path, job.specs[path], job.gguf[path], digests[file], imatrix=job.importance)
+        for file, path in paths.items()
     }
     return made | {path: replace(made[path], ending=settlement.ending) for path, settlement in settled.items()}
 

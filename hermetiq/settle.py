@@ -70,7 +70,9 @@ class Settler:
         asked = conversations(job.source, job.contract, settling_chats())
         if not asked.ends:
             return None
-        source = _read(job.source.config, sound(job.source, narrow=True), asked, device, tick)
+        # As the walk read it: only folders must fit into float16.
+        load = sound(job.source, narrow=bool(job.folders))
+        source = _read(job.source.config, load, asked, device, tick)
         expected = (source.ends @ source.head.T).log_softmax(-1)[:, job.contract.terminator_id]
         counts = expected > EXPECTED
         return cls(job, device, asked, counts, float(expected[counts].mean())) if counts.any() else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hermetiq import settle
 from hermetiq.calibration import sums
@@ -18,10 +19,12 @@ from hermetiq.chat.conversations import conversations
 from hermetiq.checkpoint import open_checkpoint
 from hermetiq.checkpoint.base import Checkpoint
 from hermetiq.checkpoint.folder import FolderCheckpoint
+from hermetiq.errors import Refusal
 from hermetiq.manifest import Artifact, Ending, Manifest
 from hermetiq.model import FINAL_NORM
 from hermetiq.pipeline import export, prepare
 from hermetiq.plan import Job
+from hermetiq.quantize.ending import LIMIT
 from hermetiq.quantize.spec import parse
 from tests.fixtures.models import tiny_checkpoint
 
@@ -78,7 +81,7 @@ def test_each_artifact_ends_as_its_source_does(job: Job, out: Path) -> None:
         assert item.ending.ends == len(source)
         assert item.ending.source == pytest.approx(float(source.mean()), abs=2e-3)
         assert item.ending.settled == pytest.approx(float(found.mean()), abs=2e-3)
-        # Gains may move by a tenth, which is not always enough for a model that never learned to end.
+        # Gains may move by a quarter, which is not always enough for a model that never learned to end.
         moved = abs(item.ending.rounded - item.ending.source)
         assert abs(item.ending.settled - item.ending.source) < max(2e-3, 0.2 * moved)
     assert max(abs(item.ending.rounded - item.ending.source) for item in artifacts if item.ending) > 1e-2
@@ -93,7 +96,7 @@ def test_nothing_but_the_final_norm_is_changed(job: Job, out: Path, tmp_path: Pa
         changed = [name for name in theirs.tensors if not torch.equal(mine.load(name), theirs.load(name))]
         assert changed == ([] if item.spec == "gguf:F16" else [FINAL_NORM])
         before, after = theirs.load(FINAL_NORM).float(), mine.load(FINAL_NORM).float()
-        assert ((after - before).abs() <= 0.1001 * before.abs()).all()
+        assert ((after - before).abs() <= 1.001 * LIMIT * before.abs()).all()
 
 
 @pytest.mark.parametrize("imatrix", [False, True])
@@ -118,3 +121,17 @@ def test_only_ends_that_the_source_expects_count(job: Job, tmp_path: Path, monke
     expected = chances[chances > limit]
     assert ending.ends == len(expected) > 10
     assert ending.source == pytest.approx(float(expected.mean()), abs=2e-3)
+
+
+def test_a_file_need_not_fit_into_half_a_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle, "EXPECTED", -100.0)
+    model = tiny_checkpoint(tmp_path / "model", family="llama", tokenizer="bpe")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = 7e4
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (artifact,) = export(
+        prepare(model, [parse("gguf:Q8_0")], imatrix=True, rows=4, row_tokens=48), tmp_path / "out"
+    ).artifacts
+    assert artifact.ending is not None
+    with pytest.raises(Refusal, match="f16-overflow"):
+        export(prepare(model, [parse("gptq:4bit-g32")], rows=4, row_tokens=48), tmp_path / "folder")
