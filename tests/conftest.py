@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from hermetiq.quantize.spec import parse
 from tests.fixtures import elsewhere
 from tests.fixtures.hermes import trained_checkpoint
 from tests.fixtures.models import tiny_checkpoint
+
+
+def pytest_collection_finish() -> None:
+    """Looking for garbage took a fifth of the time: now less often, and not in what is imported already and stays."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(params=["cpu", "elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])

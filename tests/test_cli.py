@@ -19,6 +19,7 @@ from hermetiq.manifest import Ending
 from hermetiq.rules import RULES
 from tests.fixtures.models import copy_of, tiny_checkpoint
 from tests.test_manifest import MANIFEST
+from tests.verify.test_verify import small_questions
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def test_export_then_verify(hermetiq: Program, trained_hermes: Path, tmp_path: P
     alien = hermetiq("verify", out, "--source", trained_hermes, "--runtime", "autoawq")
     assert alien.status == 2
     assert "autoawq does not read gguf" in alien.err
-    impossible = hermetiq("verify", out, "--source", trained_hermes, "--max-kl", "0", "--json")
+    with small_questions():
+        impossible = hermetiq("verify", out, "--source", trained_hermes, "--max-kl", "0", "--json")
     assert impossible.status == 1
     assert not any(report["passed"] for report in json.loads(impossible.out))
 
