@@ -182,10 +182,10 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path: 
         seconds = time.perf_counter()
         exports.run(tmp_path / "whole")
         seconds = time.perf_counter() - seconds
-        while len(killed_with) < KILLS:
+        # Early, late and between, not all in one place: what does not happen by chance at first does so later.
+        while len(killed_with) < KILLS or len(set(killed_with)) < 5:
+            assert len(killed_with) < 10 * KILLS
             work = tmp_path / f"work-{len(killed_with)}"
             while not exports.run(work, seconds=draw.uniform(0, seconds)):
                 killed_with.append(len(list(work.glob("block-*.json"))))
             assert content(work) == content(tmp_path / "whole")
-    # Early, late and between: not all in one place.
-    assert len(set(killed_with)) > 4
