@@ -169,11 +169,12 @@ def test_remove_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-KILLS = 20
+KILLS = 40
+"""Half as many fell, once, by chance into too few blocks."""
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """`kill -9`, twenty times and more, at random moments of an export that calibrates sequentially."""
+    """`kill -9`, forty times and more, at random moments of an export that calibrates sequentially."""
     model = tiny_checkpoint(tmp_path / "model", tokenizer="bpe", layers=6)
     draw = random.Random(11)
     killed_with = list[int]()
@@ -182,10 +183,10 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(tmp_path: 
         seconds = time.perf_counter()
         exports.run(tmp_path / "whole")
         seconds = time.perf_counter() - seconds
-        # Early, late and between, not all in one place: what does not happen by chance at first does so later.
-        while len(killed_with) < KILLS or len(set(killed_with)) < 5:
-            assert len(killed_with) < 10 * KILLS
+        while len(killed_with) < KILLS:
             work = tmp_path / f"work-{len(killed_with)}"
             while not exports.run(work, seconds=draw.uniform(0, seconds)):
                 killed_with.append(len(list(work.glob("block-*.json"))))
             assert content(work) == content(tmp_path / "whole")
+    # Early, late and between: not all in one place.
+    assert len(set(killed_with)) > 4
